@@ -1,0 +1,39 @@
+# Every target does its own set-up, in .venv, once per change of pyproject.toml or constraints.txt.
+
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+READY := .venv/.ready
+CONSTRAINED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint format zoo bench
+.DEFAULT_GOAL := test
+
+demo: $(READY)
+	$(BIN)/dyncompile demo
+
+test: lint
+	$(BIN)/pytest --numprocesses $(WORKERS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The long sweep over third-party models.
+zoo: $(READY)
+	$(BIN)/python -m benchmarks.zoo
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+# torch comes first and alone: whichever build the package index offers, the rest then fits itself to it.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(CONSTRAINED) torch
+	$(CONSTRAINED) --editable '.[timm,hf,demo,dev]'
+	touch $@

@@ -1,0 +1,61 @@
+"""dyncompile: turn any static PyTorch network into a dynamic one that spends less work on easy inputs.
+
+>>> import dyncompile as dc
+>>> dyn = dc.dynamize(model, method="dsnet", example_inputs=images)  # trainable; equals `model` at full capacity
+>>> y, route = dyn.run(images, policy=dc.Sampled(seed=0))
+>>> small = dc.specialize(dyn, dyn.route(0))  # a plain static, physically narrow fx.GraphModule
+"""
+
+from dyncompile.analysis.facts import Facts
+from dyncompile.checkpoint import load, save
+from dyncompile.deploy import specialize
+from dyncompile.errors import (
+    CaptureError,
+    CheckpointError,
+    ContractError,
+    DyncompileError,
+    InputError,
+    NoSiteError,
+    RouteError,
+    SpecError,
+)
+from dyncompile.pipeline import Pass, Plan, Rejection, Site, dynamize
+from dyncompile.policies import Forced, Full, Learned, Policy, Sampled, Smallest
+from dyncompile.program import Choice, Domain, Program, Route
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.verify import Report, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "CheckpointError",
+    "Choice",
+    "ContractError",
+    "Domain",
+    "DynamicModel",
+    "DyncompileError",
+    "Facts",
+    "Forced",
+    "Full",
+    "InputError",
+    "Learned",
+    "NoSiteError",
+    "Pass",
+    "Plan",
+    "Policy",
+    "Program",
+    "Rejection",
+    "Report",
+    "Route",
+    "RouteError",
+    "Sampled",
+    "Site",
+    "Smallest",
+    "SpecError",
+    "dynamize",
+    "load",
+    "save",
+    "specialize",
+    "verify",
+]

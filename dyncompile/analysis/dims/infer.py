@@ -1,0 +1,266 @@
+"""Type inference: which dimensions of a program's parameters move together.
+
+The training graph is walked first (it reaches every parameter), then the evaluation graph in the same
+environment: it must add nothing, and every node where it does is reported.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import dyncompile.analysis.dims.rules  # noqa: F401  (fills the table)
+from dyncompile.analysis.dims.algebra import Atom, Dim, Misaligned, size
+from dyncompile.analysis.dims.call import (
+    Call,
+    Findings,
+    TensorType,
+    Type,
+    Unsupported,
+    fixed_type,
+    flat_types,
+    meta,
+    schema_of,
+    shape_of,
+)
+from dyncompile.analysis.dims.environment import Environment
+from dyncompile.analysis.dims.table import find_rule
+from dyncompile.program import Mode, Program, source_line, state_tensors
+
+CONSTANT_PREFIX = "dyn.constants."
+_INFERENCE_ORDER: tuple[Mode, ...] = ("train", "eval")
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorNote:
+    """An operator that inference could not follow, at a node and source line."""
+
+    operator: str
+    node: str
+    line: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Inference:
+    """Raw result: types over one environment, before names are given to what is free."""
+
+    env: Environment
+    state: dict[str, TensorType]
+    types: dict[Mode, dict[fx.Node, Type]] = field(default_factory=dict[Mode, dict[fx.Node, Type]])
+    findings: dict[Mode, dict[fx.Node, Findings]] = field(default_factory=dict[Mode, dict[fx.Node, Findings]])
+    unknown: list[OperatorNote] = field(default_factory=list[OperatorNote])
+    gaps: list[OperatorNote] = field(default_factory=list[OperatorNote])
+    disagreements: list[OperatorNote] = field(default_factory=list[OperatorNote])
+
+
+def infer(program: Program, order: tuple[Mode, ...] = _INFERENCE_ORDER) -> Inference:
+    """Types of all graphs and parameters of a program. The result does not depend on `order` (property-tested)."""
+    env = Environment()
+    tensors = state_tensors(program.state)
+    result = Inference(env, _state_types(env, tensors))
+    used: set[str] = set()
+    for turn, mode in enumerate(order):
+        before = env.watermark()
+        walk = _Walk(result, program.graphs[mode])
+        walk.run()
+        result.types[mode], result.findings[mode] = walk.types, walk.findings
+        used |= walk.used
+        if turn:
+            result.disagreements += _later_bindings(env, before, result.state)
+    _freeze_unused(env, result.state, used)
+    return result
+
+
+def _state_types(env: Environment, tensors: Mapping[str, Tensor]) -> dict[str, TensorType]:
+    """Fresh dims for floating-point state, once per tensor object (ties share); the rest is fixed."""
+    by_tensor: dict[int, TensorType] = {}
+    for name, tensor in tensors.items():
+        moves = tensor.is_floating_point() and not name.startswith(CONSTANT_PREFIX)
+        if id(tensor) not in by_tensor:
+            by_tensor[id(tensor)] = tuple(map(env.fresh, tensor.shape)) if moves else fixed_type(tensor.shape)
+    return {name: by_tensor[id(tensor)] for name, tensor in tensors.items()}
+
+
+def _later_bindings(env: Environment, before: int, state: Mapping[str, TensorType]) -> list[OperatorNote]:
+    """Nodes of a later graph that bound an atom which parameters already carried."""
+    carried = {atom for dims in state.values() for dim in dims for atom in env.ancestry(dim)}
+    return [
+        OperatorNote("", node, line, "the evaluation graph constrains a dim that the training graph leaves free")
+        for atom, node, line in env.bound_since(before)
+        if atom in carried
+    ]
+
+
+def _freeze_unused(env: Environment, state: Mapping[str, TensorType], used: set[str]) -> None:
+    read = {id(dims) for name, dims in state.items() if name in used}  # tied names share one type object
+    for dims in state.values():
+        if id(dims) not in read:
+            for dim in dims:
+                env.freeze(dim, "no captured graph reads this tensor")
+
+
+class _Walk:
+    """One pass over one graph."""
+
+    def __init__(self, result: Inference, graph: fx.Graph, types: dict[fx.Node, Type] | None = None) -> None:
+        self._result, self._graph = result, graph
+        self.types: dict[fx.Node, Type] = types or {}
+        self.findings: dict[fx.Node, Findings] = {}
+        self.used: set[str] = set()
+        self.returned: Type = None
+
+    def run(self) -> None:
+        for node in self._graph.nodes:
+            with self._result.env.at(node.name, source_line(node)):
+                self._visit(node)
+
+    def _visit(self, node: fx.Node) -> None:
+        value = meta(node)
+        if node.op == "placeholder":
+            if node not in self.types and isinstance(value, Tensor):
+                self.types[node] = fixed_type(shape_of(value))
+        elif node.op == "get_attr":
+            self.used.add(str(node.target))
+            self.types[node] = self._result.state[str(node.target)]
+        elif node.op == "output":
+            self._output(node)
+        elif node.target is operator.getitem:
+            source = self.types.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+            self.types[node] = source[node.args[1]] if isinstance(source, list) else None  # pyright: ignore
+        elif _holds_tensor(value):
+            self._call(node, value)
+
+    def _output(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            for dims in flat_types(self.types.get(source)):
+                for dim in dims:
+                    self._result.env.freeze(dim, "it is part of the model's output")
+
+    def _call(self, node: fx.Node, value: Any) -> None:
+        call = Call(node, self._result.env, self.types)
+        before = [dim for dims in call.tensors() for dim in dims]
+        rule = find_rule(node.target)
+        try:
+            if rule is not None:
+                found = rule(call)
+            elif _is_composite(node.target):
+                found = self._decomposed(call)
+            else:
+                raise Unsupported("no rule")
+        except (Misaligned, Unsupported) as error:
+            found = self._frozen(call, before, value, str(error), known=rule is not None)
+        self.types[node] = found
+        self.findings[node] = call.findings
+        if found is not None:
+            self._check(call, found, value, before)
+
+    def _frozen(self, call: Call, before: list[Dim], value: Any, error: str, *, known: bool) -> Type:
+        """Give up on a node: everything that it touches keeps its size."""
+        name = str(call.node.target)
+        reason = f"{name}: {error}" if known else f"no rule for the operator {name}"
+        for dim in before:
+            call.env.freeze(dim, reason)
+        call.findings = Findings(unmodeled=not known)
+        if not known or call.env.atoms(tuple(f for dim in before for f in dim)):
+            self._result.unknown.append(OperatorNote(name, call.node.name, source_line(call.node), reason))
+        return _fixed_types(value)
+
+    def _decomposed(self, call: Call) -> Type:
+        """A composite operator without a rule: decompose it once and infer on its parts."""
+        inputs = [n for n in call.node.all_input_nodes if isinstance(meta(n), Tensor)]
+        graph = _decompose(call.node, inputs)
+        placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+        types = {p: self.types[n] for p, n in zip(placeholders, inputs, strict=True)}
+        inner = _Walk(self._result, graph, types)
+        found = inner.run_inlined()
+        call.accounted += [dim for dims in call.tensors() for dim in dims]
+        for part in inner.findings.values():
+            call.findings.contractions += part.contractions
+            call.findings.normalized += part.normalized
+            call.findings.unmodeled |= part.unmodeled
+            if _takes_sizes(call.node.target):
+                for rewrite in part.rewrites:
+                    for dim in rewrite.when:
+                        call.freeze(dim, f"{call.node.target} takes sizes and has no rule of its own")
+        return found
+
+    def run_inlined(self) -> Type:
+        """Walk a sub-graph; its output is a value, not the model's output."""
+        for node in self._graph.nodes:
+            if node.op != "output":
+                self._visit(node)
+                continue
+            flat: Any = node.args[0]
+            if isinstance(flat, list | tuple):
+                return [self.types.get(n) for n in flat]  # pyright: ignore
+            return self.types.get(flat)
+        return None
+
+    def _check(self, call: Call, found: Type, value: Any, before: list[Dim]) -> None:
+        """Sizes agree with the trace, and no input dim was forgotten: what was is frozen and reported."""
+        values = [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, Tensor)]
+        typed = flat_types(found)
+        name = str(call.node.target)
+        for dims, one in zip(typed, values, strict=True):
+            if tuple(map(size, dims)) != shape_of(one):
+                raise AssertionError(f"rule of {name} gives {dims} for shape {shape_of(one)} at {call.node.name}")
+        seen = {a for dims in (*typed, tuple(call.accounted)) for dim in dims for a in call.env.atoms(dim)}
+        for dim in before:
+            lost = [atom for atom in call.env.atoms(dim) if atom not in seen]
+            for atom in lost:
+                call.env.freeze((atom,), f"the rule of {name} does not account for it")
+            if lost:
+                self._result.gaps.append(OperatorNote(name, call.node.name, source_line(call.node), "dim not typed"))
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value))
+
+
+def _fixed_types(value: Any) -> Type:
+    if isinstance(value, list | tuple):
+        return [_fixed_types(v) for v in value]
+    return fixed_type(shape_of(value)) if isinstance(value, Tensor) else None
+
+
+def _is_composite(target: Any) -> bool:
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+
+
+def _takes_sizes(target: Any) -> bool:
+    schema = schema_of(target)
+    return schema is not None and any("SymInt" in str(a.type) for a in schema.arguments)
+
+
+def _decompose(node: fx.Node, inputs: list[fx.Node]) -> fx.Graph:
+    """The core operators that a composite stands for, traced on fake tensors of the stand-in shapes."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def run(*tensors: Tensor) -> Any:
+        given = dict(zip(inputs, tensors, strict=True))
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: given.get(n, meta(n)))
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # pyright: ignore
+
+    with FakeTensorMode():
+        fakes = [torch.empty(shape_of(meta(n)), dtype=meta(n).dtype) for n in inputs]
+        return make_fx(run)(*fakes).graph
+
+
+def free_atoms(inference: Inference) -> dict[Atom, list[tuple[str, int]]]:
+    """Free atoms that state carries -> (tensor name, axis) of every carrier, in the state's order."""
+    carriers: dict[Atom, list[tuple[str, int]]] = {}
+    for name, dims in inference.state.items():
+        for axis, dim in enumerate(dims):
+            for atom in inference.env.atoms(dim):
+                carriers.setdefault(atom, []).append((name, axis))
+    return carriers

@@ -1,0 +1,173 @@
+"""Products: linear, matmul, convolutions, attention. They carry the MACs."""
+
+from __future__ import annotations
+
+from dyncompile.analysis.dims.algebra import Dim, Misaligned, fixed, size
+from dyncompile.analysis.dims.call import Call, Size, TensorType, Unsupported
+from dyncompile.analysis.dims.rules.pointwise import broadcast
+from dyncompile.analysis.dims.table import rule
+
+
+@rule("aten.linear")
+def linear(call: Call) -> TensorType:
+    """``x [..., K], weight [N, K] or [K], bias [N] -> [..., N]``."""
+    x, weight = call.type("input"), call.type("weight")
+    call.env.unify(x[-1], weight[-1])
+    if call.has("bias"):
+        call.env.unify(call.type("bias")[0], weight[0])
+    call.contracts(*x[:-1], *weight)
+    return (*x[:-1], *weight[:-1])
+
+
+@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot")
+def matmul(call: Call) -> TensorType:
+    """Batched matrix product with broadcast leading axes; vectors contract their only axis."""
+    a, b = (call.type_of(node) for node in list(call.arguments.values())[:2])
+    inner = b[-2] if len(b) > 1 else b[-1]
+    call.env.unify(a[-1], inner)
+    lead = broadcast(call, [a[:-2], b[:-2]]) if len(a) > 1 and len(b) > 1 else (a[:-2] or b[:-2])
+    rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
+    call.contracts(*lead, *rows, a[-1], *columns)
+    return (*lead, *rows, *columns)
+
+
+@rule("aten.addmm", "aten.baddbmm", "aten.addbmm", "aten.addmv")
+def addmm(call: Call) -> TensorType:
+    """``self + a @ b``."""
+    base, a, b = (call.type_of(node) for node in list(call.arguments.values())[:3])
+    call.env.unify(a[-1], b[-2])
+    if len(a) == 3:
+        call.env.unify(a[0], b[0])
+    out = (*a[:-1], b[-1])
+    call.contracts(*out, a[-1])
+    return broadcast(call, [out, base])
+
+
+@rule("aten.outer", "aten.ger")
+def outer(call: Call) -> TensorType:
+    """``[N], [M] -> [N, M]``."""
+    a, b = (call.type_of(node) for node in list(call.arguments.values())[:2])
+    return (a[0], b[0])
+
+
+@rule("aten.conv1d", "aten.conv2d", "aten.conv3d")
+def convolution(call: Call) -> TensorType:
+    """``x [B, C, *S], weight [O, C/groups, *K] -> [B, O, *S']``; an axis that keeps its length keeps its type."""
+    x, weight = call.type("input"), call.type("weight")
+    _check_batched(x, weight)
+    for dim in weight[2:]:
+        call.freeze(dim, "kernel positions")
+    out, fan_in = _channels(call, x[1], weight[0], weight[1])
+    if call.has("bias"):
+        call.env.unify(call.type("bias")[0], out)
+    space = _space(call, x, weight)
+    call.contracts(x[0], out, fan_in, *space, *(fixed(size(k)) for k in weight[2:]))
+    return (x[0], call.env.normal(out), *space)
+
+
+def _check_batched(x: TensorType, weight: TensorType) -> None:
+    if len(x) != len(weight):
+        raise Unsupported("a convolution without a batch axis")
+
+
+def _channels(call: Call, channels: Dim, rows: Dim, fan_in: Dim) -> tuple[Dim, Dim]:
+    """Unify the channel dims of a convolution; returns (output channels, inputs per output)."""
+    groups = int(call["groups"])
+    if groups == 1:
+        call.env.unify(channels, fan_in)
+        return rows, fan_in
+    try:
+        group, inner = call.env.split(channels, groups)
+        call.env.align(inner, fan_in)
+        other, per_group = call.env.split(rows, groups)
+        call.env.align(group, other)
+    except Misaligned as error:
+        for dim in (channels, rows, fan_in):
+            call.freeze(dim, f"groups do not align: {error}")
+        return rows, fan_in
+    call.rewrite(groups=Size(call.env.normal(group)))
+    return call.env.normal(group + per_group), fan_in
+
+
+def _space(call: Call, x: TensorType, weight: TensorType) -> list[Dim]:
+    """Spatial output dims; the input's are frozen unless stride 1 and padding keep the length position by position."""
+    out: list[Dim] = []
+    for axis, (dim, n) in enumerate(zip(x[2:], call.shape[2:], strict=True)):
+        if _keeps_length(call, axis, size(weight[2 + axis])):
+            out.append(dim)
+            continue
+        call.freeze(dim, "a spatial axis of a convolution")
+        out.append(fixed(n))
+    return out
+
+
+def _keeps_length(call: Call, axis: int, kernel: int) -> bool:
+    stride, dilation, padding = (_at(call[name], axis) for name in ("stride", "dilation", "padding"))
+    if isinstance(padding, str):
+        padding = dilation * (kernel - 1) // 2 if padding == "same" else 0
+    return stride == 1 and 2 * padding == dilation * (kernel - 1)
+
+
+def _at(value: object, axis: int) -> int | str:
+    if isinstance(value, list):
+        entries: list[int] = value
+        return entries[min(axis, len(entries) - 1)]
+    assert isinstance(value, int | str)
+    return value
+
+
+@rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
+def transposed_convolution(call: Call) -> TensorType:
+    """``x [B, C, *S], weight [C, O/groups, *K] -> [B, O, *S']``."""
+    x, weight = call.type("input"), call.type("weight")
+    _check_batched(x, weight)
+    for dim in (*weight[2:], *x[2:]):
+        call.freeze(dim, "a spatial axis of a transposed convolution")
+    call.env.unify(x[1], weight[0])
+    out = weight[1]
+    groups = int(call["groups"])
+    if groups > 1:
+        group, _ = call.env.split(weight[0], groups)
+        call.rewrite(groups=Size(group))
+        out = group + weight[1]
+    if call.has("bias"):
+        call.env.unify(call.type("bias")[0], out)
+    space = [fixed(n) for n in call.shape[2:]]
+    call.contracts(x[0], x[1], weight[1], *(fixed(size(d)) for d in x[2:]), *(fixed(size(k)) for k in weight[2:]))
+    return (x[0], call.env.normal(out), *space)
+
+
+@rule("aten.convolution")
+def core_convolution(call: Call) -> TensorType:
+    """The core operator that composites decompose to: the plain form only."""
+    if call["transposed"]:
+        raise Unsupported("a transposed core convolution")
+    return convolution(call)
+
+
+@rule("aten.scaled_dot_product_attention")
+def attention(call: Call) -> TensorType:
+    """``q [..., L, D], k [..., S, D], v [..., S, V] -> [..., L, V]``; grouped queries repeat k and v heads."""
+    q, k, v = call.type("query"), call.type("key"), call.type("value")
+    lead = _grouped_heads(call, q, k, v) if call["enable_gqa"] else broadcast(call, [q[:-2], k[:-2], v[:-2]])
+    call.env.unify(q[-1], k[-1])
+    call.env.unify(k[-2], v[-2])
+    if call.has("attn_mask"):
+        broadcast(call, [(*lead, q[-2], k[-2]), call.type("attn_mask")])
+    if call["scale"] is None:  # the default is 1/sqrt of the *active* head dim: pin it to the full one
+        call.rewrite(scale=size(q[-1]) ** -0.5, when=[q[-1]])
+    call.normalizes([k[-2]], "attention's softmax")
+    call.contracts(*lead, q[-2], k[-2], q[-1])
+    call.contracts(*lead, q[-2], k[-2], v[-1])
+    return (*lead, q[-2], v[-1])
+
+
+def _grouped_heads(call: Call, q: TensorType, k: TensorType, v: TensorType) -> TensorType:
+    shared = call.env.unify(k[-3], v[-3])
+    try:
+        group, _ = call.env.split(q[-3], size(shared))
+        call.env.align(group, shared)
+    except Misaligned as error:
+        call.freeze(q[-3], f"query heads do not align with key heads: {error}")
+        call.freeze(shared, f"query heads do not align with key heads: {error}")
+    return (*broadcast(call, [q[:-3], k[:-3], v[:-3]]), call.env.normal(q[-3]))

@@ -1,0 +1,234 @@
+"""The data flow of one captured graph: which nodes depend on an input, through what, and what dominates them.
+
+Parameters, constants and shape arithmetic carry no data: a size read from a tensor, or noise drawn in a tensor's
+shape, does not depend on its values. Decisions carry none either, so that analyses see the network, not its
+steering. Writing into a view (``attn[:, 1:] += bias``) leaves no edge in the graph: later readers of that memory
+name a node from before the write. They depend on the writing node here.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import networkx
+import torch
+from torch import Tensor, fx
+
+Target = Callable[..., Any] | str
+
+_CONTRACTIONS = frozenset(
+    """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear bilinear einsum
+    matmul mm bmm mv addmm addbmm baddbmm scaled_dot_product_attention lstm gru rnn_tanh rnn_relu""".split()  # noqa: SIM905
+)
+
+_FIRST_IS_SHAPE = frozenset(
+    """new_empty new_zeros new_ones new_full empty_like zeros_like ones_like full_like rand_like randn_like
+    randint_like bernoulli_ fill_ zero_ normal_ uniform_""".split()  # noqa: SIM905
+)
+"""Operators that read no more of their first operand than its shape, or overwrite all of it."""
+
+_SECOND_IS_SHAPE = frozenset(("view_as", "reshape_as", "expand_as", "type_as"))
+
+_MAY_ALIAS = frozenset(
+    ("reshape", "reshape_as", "flatten", "contiguous", "to", "type_as", "dropout", "chunk", "getitem")
+)
+"""Operators that return a view at times, though their schema does not say so."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The data-flow digraph of a graph.
+
+    Attributes:
+        operands: what each node reads, hidden writes included; `users` is the reverse.
+        sources: for each node that depends on an input, those of its operands that do and whose values matter.
+        order: position of all nodes in the graph; None, a virtual root above all inputs, comes first.
+        dominator: the immediate dominator of each node in `sources`.
+        calls: the nodes of each module call.
+    """
+
+    operands: Mapping[fx.Node, Sequence[fx.Node]]
+    users: Mapping[fx.Node, Sequence[fx.Node]]
+    sources: Mapping[fx.Node, Sequence[fx.Node]]
+    order: Mapping[fx.Node | None, int]
+    dominator: Mapping[fx.Node, fx.Node | None]
+    calls: Mapping[str, Sequence[fx.Node]]
+
+    @classmethod
+    def of(cls, graph: fx.Graph, decisions: Collection[Target] = ()) -> Flow:
+        """The flow of `graph`, in which nodes whose target is in `decisions` carry no data."""
+        operands = _operands(graph)
+        users: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
+        calls: defaultdict[str, list[fx.Node]] = defaultdict(list)
+        sources: dict[fx.Node, list[fx.Node]] = {}
+        for node, read in operands.items():
+            calls[_module_call(node)].append(node)
+            for operand in read:
+                users[operand].append(node)
+            if node.op in ("get_attr", "output") or node.target in decisions or not carries_tensor(node):
+                continue
+            data = [operand for operand in read if operand in sources and operand is not _shape_operand(node)]
+            if data or node.op == "placeholder":
+                sources[node] = data
+        order: dict[fx.Node | None, int] = {node: index for index, node in enumerate(operands)}
+        return cls(operands, users, sources, order | {None: -1}, dominators(sources), calls)
+
+    def meet(self, first: fx.Node | None, *others: fx.Node | None) -> fx.Node | None:
+        """The nearest common dominator; a node dominates itself."""
+        for other in others:
+            while first is not other:
+                if self.order[first] < self.order[other]:
+                    first, other = other, first
+                first = self.dominator[cast(fx.Node, first)]
+        return first
+
+    def between(self, upper: fx.Node | None, node: fx.Node) -> set[fx.Node]:
+        """Everything on the ways from `upper`, itself left out, to `node`; from all inputs where it is None."""
+        behind: set[fx.Node] = set()
+        ahead = [node]
+        while ahead:
+            here = ahead.pop()
+            if here is not upper and here not in behind:
+                behind.add(here)
+                ahead.extend(self.sources[here])
+        if upper is None:
+            return behind
+        reached = {upper}
+        for here in self.sorted(behind):
+            if not reached.isdisjoint(self.sources[here]):
+                reached.add(here)
+        return reached - {upper}
+
+    def sorted(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        """In topological order."""
+        return sorted(nodes, key=lambda node: self.order[node])
+
+    def contracts(self, node: fx.Node) -> bool:
+        """Whether the node contracts data with something that is no data: with a parameter."""
+        if node not in self.sources or _op_name(node) not in _CONTRACTIONS:
+            return False
+        return any(
+            operand not in self.sources and carries_tensor(operand) for operand in node.all_input_nodes
+        )
+
+    def contractions(self, nodes: Iterable[fx.Node]) -> int:
+        """How many of `nodes` are contractions with parameters."""
+        return sum(map(self.contracts, nodes))
+
+    def exclusive(self, output: fx.Node) -> set[fx.Node]:
+        """The nodes all of whose uses lead to `output`, itself included, with the side effects that are theirs."""
+        members = self._grown({output})
+        return self._grown(members | self._counters(members))
+
+    def uses(self, node: fx.Node) -> list[fx.Node]:
+        """The users for the value's sake: checks, counters and dead ends do not count."""
+        return [user for user in self.users.get(node, ()) if not self._loose(user)]
+
+    def _loose(self, node: fx.Node) -> bool:
+        return node.op != "output" and not self.users.get(node)
+
+    def _grown(self, seeds: set[fx.Node]) -> set[fx.Node]:
+        # Latest first: when a node's turn comes, its users have had theirs.
+        ahead = [(-self.order[seed], seed) for seed in seeds]
+        heapq.heapify(ahead)
+        grown: set[fx.Node] = set()
+        while ahead:
+            node = heapq.heappop(ahead)[1]
+            needless = node.op != "placeholder" and grown.issuperset(self.uses(node))
+            if node in grown or not (node in seeds or needless):
+                continue
+            fresh = {node, *filter(self._loose, self.users.get(node, ()))} - grown
+            grown |= fresh
+            for operand in {operand for member in fresh for operand in self.operands[member]}:
+                heapq.heappush(ahead, (-self.order[operand], operand))
+        return grown
+
+    def _counters(self, members: set[fx.Node]) -> set[fx.Node]:
+        """Side effects that read no member (a batch counter), of module calls that lie wholly in `members`."""
+        names = {_module_call(node) for node in members if node in self.sources} - {""}
+        calls = [self.calls[name] for name in names]
+        whole = [call for call in calls if all(node in members for node in call if node in self.sources)]
+        return {node for call in whole for node in call if self._loose(node)}
+
+
+def dominators(sources: Mapping[fx.Node, Sequence[fx.Node]]) -> dict[fx.Node, fx.Node | None]:
+    """The immediate dominator of every node that is reached from one without sources; of those it is None."""
+    # networkx refuses None as a node, hence a word for the virtual root.
+    edges = [(source, node) for node, read in sources.items() for source in (read or ("root",))]
+    if not edges:
+        return {}
+    above = cast("dict[Any, Any]", cast(Any, networkx).immediate_dominators(networkx.DiGraph(edges), "root"))
+    return {node: None if above[node] == "root" else above[node] for node in sources if node in above}
+
+
+def carries_tensor(node: fx.Node) -> bool:
+    """Whether a tensor is among the node's values; a node of unknown value counts."""
+    value = tensor(node) if "val" not in node.meta else node.meta["val"]
+    values = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(item, Tensor) for item in values)
+
+
+def tensor(node: fx.Node) -> Tensor:
+    """The node's abstract value; an empty tensor where a pass has inserted it without one, or it is no tensor."""
+    value = node.meta.get("val")
+    return value if isinstance(value, Tensor) else torch.empty(0)
+
+
+def source_line(node: fx.Node) -> str | None:
+    """``file:line in function: code`` of the innermost call outside PyTorch, None if nothing is recorded."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
+    return "{}:{} in {}: {}".format(*own[-1]) if own else None
+
+
+_FRAME = re.compile(r'File "(.+)", line (\d+), in (.+)\n\s+(.+)')
+_TORCH = f"{Path(torch.__file__).parent}/"
+
+
+def _op_name(node: fx.Node) -> str:
+    return getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")
+
+
+def _module_call(node: fx.Node) -> str:
+    """The innermost module call: ``L__self__.layer1.0.bn1``, with ``@1`` when the module is called again."""
+    return next(reversed(node.meta.get("nn_module_stack") or ("",)))
+
+
+def _shape_operand(node: fx.Node) -> object:
+    if _op_name(node) in _FIRST_IS_SHAPE:
+        return node.args[0]
+    return node.args[1] if _op_name(node) in _SECOND_IS_SHAPE else None
+
+
+def _operands(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    origin: dict[fx.Node, fx.Node] = {}
+    writers: dict[fx.Node, fx.Node] = {}
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    operands: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        read = node.all_input_nodes
+        last = {operand: writers.get(origin[operand], operand) for operand in read}
+        hidden = [last[operand] for operand in read if position[last[operand]] > position[operand]]
+        operands[node] = list(dict.fromkeys([*read, *hidden]))
+        origin[node] = origin[read[0]] if read and _aliases(node) else node
+        writers |= {origin[memory]: node for memory in _written(node)}
+    return operands
+
+
+def _aliases(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    stated = schema is not None and any(value.alias_info is not None for value in schema.returns)
+    return stated or _op_name(node) in _MAY_ALIAS
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    schema = getattr(node.target, "_schema", None)
+    for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
+        if isinstance(value, fx.Node) and argument.alias_info is not None and argument.alias_info.is_write:
+            yield value

@@ -1,0 +1,374 @@
+"""Residual branches, trunk and stages of one captured graph, from its data flow alone.
+
+**Branch.** An add ``exit = kept + output`` is the end of a branch if ``output`` can be left out: nothing but the
+add needs it, and ``kept`` has the shape and dtype of the sum. The *body* is every node whose uses all lead to
+``output``: what need not run when the branch is skipped. It may read values from outside (an attention mask, an
+encoder's output, a norm that two branches share). What the body computes and something else uses too is not part
+of it: such a branch shrinks to what follows that value. A body holds at least one contraction with a parameter:
+adding a position embedding or a mask is not a branch. Branches nest.
+
+- *Identity*: ``kept`` is the entry. The body reads it, or something that it dominates, or does so with an earlier
+  value of the same stream: in ``(x + attn(n)) + mlp(n)`` the second branch starts at the first one's exit.
+- *Shortcut*: both operands are computed for the add alone, from one entry with no contraction on the way to them.
+  The shortcut is the side with fewer contractions (then with fewer parameters), reads one value, and has at most
+  one contraction: two longer sides are parallel main paths. A sum of side paths that joins the stream as one
+  value, ``x + (attn(n) + mlp(n))``, is therefore one branch.
+
+**Refusal.** Any other add of two values that depend on the input, with the reason. Not reported is arithmetic: no
+contraction with a parameter lies between the add and its immediate dominator (rotary embeddings, GELU), or one
+operand comes from an input without any (masks, embeddings). A refused add may lie in the body of a branch.
+
+**Trunk.** The dominators of the main output after every branch is contracted to an edge from its entry to its
+exit, so that masks and encoders, which enter through bodies, do not hide the stream. The main output is the first
+one that no other output is computed from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from torch import Tensor, fx
+
+from dyncompile.analysis.flow import Flow, Target, dominators, source_line, tensor
+
+
+@dataclass(frozen=True)
+class Branch:
+    """``exit = entry + body(entry)`` or ``shortcut(entry) + body(entry)``; all but `name` are node names.
+
+    Skipping it means: the add gives its other operand, which is `entry` where `shortcut` is empty, and nothing in
+    `body` runs. `body` and `shortcut` are in topological order and hold the ``get_attr`` nodes of parameters and
+    the side effects (batch counters, metadata checks) that are theirs alone. `output` is the operand that goes.
+    """
+
+    name: str
+    entry: str
+    exit: str
+    body: tuple[str, ...]
+    shortcut: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An add of two values that is no removable branch: its module path, node, why, and the user's source line."""
+
+    name: str
+    node: str
+    reason: str
+    line: str | None
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Branches and refusals in the order of their adds, and the nodes that dominate the output, in order."""
+
+    branches: tuple[Branch, ...]
+    refusals: tuple[Refusal, ...]
+    trunk: tuple[str, ...]
+
+
+def find_regions(graph: fx.Graph, decisions: Collection[Target] = ()) -> Regions:
+    """Branches, refusals and trunk of `graph`; nodes whose target is in `decisions` carry no data.
+
+    A value that a decision reads is needed by it all the same: a body holds it only along with the decision.
+    """
+    flow = Flow.of(graph, decisions)
+    found: dict[fx.Node, _Found] = {}
+    refused: dict[fx.Node, str] = {}
+    for exit in filter(flow.sources.__contains__, graph.nodes):
+        if str(exit.target) in _ADDS and len({*exit.args[:2]} & flow.sources.keys()) == 2:
+            verdict = _judge(flow, exit, found)
+            if isinstance(verdict, _Found):
+                found[exit] = verdict
+            elif verdict:
+                refused[exit] = verdict
+    names, others = _Names(), _Names()
+    branches = [_branch(flow, names, exit, what) for exit, what in found.items()]
+    refusals = [
+        Refusal(others.new([node]), node.name, why, source_line(node)) for node, why in refused.items()
+    ]
+    return Regions(tuple(branches), tuple(refusals), tuple(node.name for node in _trunk(flow, graph, found)))
+
+
+_ADDS = ("aten.add.Tensor", "aten.add_.Tensor")
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One operand of an add: the nodes that run for it alone (none if others use it) and the data these read."""
+
+    output: fx.Node
+    members: frozenset[fx.Node]
+    reads: frozenset[fx.Node]
+    contractions: int
+    parameters: int
+
+    @classmethod
+    def of(cls, flow: Flow, output: fx.Node, exit: fx.Node) -> _Side:
+        needless = flow.uses(output) == [exit] and output.op != "placeholder"
+        members = flow.exclusive(output) if needless else set[fx.Node]()
+        reads = {source for node in members for source in flow.sources.get(node, ())} - members
+        weights = {
+            operand for node in members for operand in node.all_input_nodes if operand.op == "get_attr"
+        }
+        parameters = sum(tensor(weight).numel() for weight in weights)
+        return cls(output, frozenset(members), frozenset(reads), flow.contractions(members), parameters)
+
+
+@dataclass(frozen=True)
+class _Found:
+    entry: fx.Node
+    body: _Side
+    shortcut: _Side | None = None
+
+
+def _judge(flow: Flow, exit: fx.Node, found: Mapping[fx.Node, _Found]) -> _Found | str | None:
+    """A branch, the reason why there is none, or None for arithmetic that nobody would call a branch."""
+    operands = [operand for operand in exit.args[:2] if isinstance(operand, fx.Node)]
+    left, right = (_Side.of(flow, operand, exit) for operand in operands)
+    for kept, added in ((left, right), (right, left)):
+        if any(_starts_from(flow, added, value) for value in _stream(kept.output, found)):
+            return _identity(flow, exit, kept.output, added)
+    short, body = sorted((left, right), key=lambda side: (side.contractions, side.parameters))
+    verdict = _shortcut(flow, exit, short, body)
+    return None if isinstance(verdict, str) and _arithmetic(flow, exit) else verdict
+
+
+def _stream(value: fx.Node, found: Mapping[fx.Node, _Found]) -> Iterator[fx.Node]:
+    """`value` and what it was before the identity branches that ended in it."""
+    yield value
+    while value in found and not found[value].shortcut:
+        value = found[value].entry
+        yield value
+
+
+def _starts_from(flow: Flow, side: _Side, value: fx.Node) -> bool:
+    if not side.members:
+        return bool(flow.between(value, side.output))
+    return any(flow.meet(value, read) is value for read in side.reads)
+
+
+def _identity(flow: Flow, exit: fx.Node, kept: fx.Node, body: _Side) -> _Found | str | None:
+    if not body.contractions and not flow.contractions(flow.between(kept, body.output)):
+        return None
+    return _unusable(flow, exit, body) or _unlike(exit, kept) or _Found(kept, body)
+
+
+def _shortcut(flow: Flow, exit: fx.Node, short: _Side, body: _Side) -> _Found | str:
+    for side, other in ((short, body), (body, short)):
+        if not side.members:
+            shared = _also_used(flow, side.output, {exit})
+            return f"{shared}, and `{other.output}` does not start from it: two streams meet"
+    if reason := _unusable(flow, exit, body):
+        return reason
+    entry = _common_entry(flow, short, body)
+    if entry is None:
+        return f"its sides start from different values: {_listed(short.reads)} and {_listed(body.reads)}"
+    if short.contractions > 1:
+        return (
+            f"its sides are parallel main paths of {short.contractions} and {body.contractions} contractions"
+        )
+    if (short.contractions, short.parameters) == (body.contractions, body.parameters):
+        return "its sides have equally many contractions and parameters: neither is the shortcut"
+    return _unlike(exit, short.output) or _Found(entry, body, short)
+
+
+def _common_entry(flow: Flow, short: _Side, body: _Side) -> fx.Node | None:
+    """The nearest value that both sides start from: at most norms, activations and pools lie between."""
+    if len(short.reads) != 1:
+        return None
+    start = min(short.reads)
+    entries: list[fx.Node] = []
+    for read in body.reads:
+        entry = flow.meet(read, start)
+        if entry and not flow.contractions(flow.between(entry, read) | flow.between(entry, start)):
+            entries.append(entry)
+    return max(entries, key=lambda entry: flow.order[entry], default=None)
+
+
+def _arithmetic(flow: Flow, exit: fx.Node) -> bool:
+    above = flow.dominator[exit]
+    light = [not flow.contractions(flow.between(above, operand)) for operand in flow.sources[exit]]
+    return all(light) or (any(light) and (above is None or above.op == "placeholder"))
+
+
+def _unusable(flow: Flow, exit: fx.Node, body: _Side) -> str | None:
+    """Why leaving out `body` would save nothing, or take away what others need."""
+    if not body.members:
+        return f"what it adds is needed elsewhere: {_also_used(flow, body.output, {exit})}"
+    if not body.contractions:
+        last = max(body.reads, key=lambda read: flow.order[read])
+        return f"no contraction runs for this branch alone: {_also_used(flow, last, body.members)}"
+    return None
+
+
+def _also_used(flow: Flow, node: fx.Node, known: Collection[fx.Node]) -> str:
+    users = [user for user in flow.users[node] if user not in known]
+    return f"`{node}` is also used by {_listed(users)}" if users else f"`{node}` is an input"
+
+
+def _listed(nodes: Collection[fx.Node]) -> str:
+    shown = ", ".join(sorted(f"`{node}`" for node in sorted(nodes)[:3]))
+    return shown if len(nodes) <= 3 else f"{shown} and {len(nodes) - 3} more"
+
+
+def _unlike(exit: fx.Node, kept: fx.Node) -> str | None:
+    """Why `kept` alone cannot stand for the sum."""
+    alpha = exit.kwargs.get("alpha", 1)
+    if alpha != 1 and kept is exit.args[1]:
+        return f"`{kept}`, which would remain, enters scaled by {alpha}"
+    one, both = tensor(kept), tensor(exit)
+    # Symbolic sizes are those of the batch; two inputs have two symbols for the same one.
+    grows = any(n == 1 and m != 1 for n, m in zip(one.shape, both.shape, strict=False) if isinstance(n, int))
+    if grows or one.ndim != both.ndim or one.dtype != both.dtype:
+        return f"`{kept}`, which would remain, is {_kind(one)}, but the sum is {_kind(both)}"
+    return None
+
+
+def _kind(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(map(str, value.shape))}]"
+
+
+class _Names:
+    """Unique names: the innermost common module path, followed by ``#2`` and so on from its second use on."""
+
+    def __init__(self) -> None:
+        self._used: Counter[str] = Counter()
+
+    def new(self, nodes: Iterable[fx.Node]) -> str:
+        paths = [_module_path(node).split(".") for node in nodes]
+        levels = [set(level) for level in zip(*paths, strict=False)]
+        depth = next((depth for depth, parts in enumerate(levels) if len(parts) > 1), len(levels))
+        name = ".".join(paths[0][:depth]) or "model"
+        self._used[name] += 1
+        return name if self._used[name] == 1 else f"{name}#{self._used[name]}"
+
+
+def _module_path(node: fx.Node) -> str:
+    return next(reversed((node.meta.get("nn_module_stack") or {"": ("",)}).values()))[0]
+
+
+def _branch(flow: Flow, names: _Names, exit: fx.Node, found: _Found) -> Branch:
+    body = flow.sorted(found.body.members)
+    shortcut = flow.sorted(found.shortcut.members) if found.shortcut else []
+    return Branch(
+        name=names.new(filter(flow.contracts, body)),
+        entry=found.entry.name,
+        exit=exit.name,
+        body=tuple(node.name for node in body),
+        shortcut=tuple(node.name for node in shortcut),
+        output=found.body.output.name,
+    )
+
+
+def _trunk(flow: Flow, graph: fx.Graph, found: Mapping[fx.Node, _Found]) -> list[fx.Node]:
+    sides = [side for what in found.values() for side in (what.body, what.shortcut) if side]
+    inside = frozenset[fx.Node]().union(*(side.members for side in sides))
+    entries = {exit: [what.entry] for exit, what in found.items()}
+    contracted = {node: entries.get(node, read) for node, read in flow.sources.items() if node not in inside}
+    above = dominators(contracted)
+    trunk: list[fx.Node] = []
+    node = _main_output(flow, graph)
+    while node is not None:
+        trunk.append(node)
+        node = above[node]
+    return trunk[::-1]
+
+
+def _main_output(flow: Flow, graph: fx.Graph) -> fx.Node | None:
+    values = [value for value in graph.output_node().all_input_nodes if value in flow.sources]
+    behind = {
+        node for value in values for source in flow.sources[value] for node in flow.between(None, source)
+    }
+    return next((value for value in values if value not in behind), None)
+
+
+def stages(
+    graph: fx.Graph, regions: Regions, resolution: Mapping[str, int], decisions: Collection[Target] = ()
+) -> dict[str, int]:
+    """Stage of every node: a stage is a run of the trunk at one resolution.
+
+    `resolution` gives the number of positions of a node: the product of the sizes that are neither batch nor
+    channels, 1 for pooled values. A trunk node that it lacks has that of the trunk node before. From the runs of
+    equal resolution along the trunk, stages come by these rules, in this order:
+
+    1. A run without a contraction, in its nodes or in the regions between them, goes with the run after it.
+    2. The stem, everything before the run in which the first branch ends, is part of the first stage; without
+       branches, the first region between two trunk nodes that holds a contraction takes that place.
+    3. The head, pooled runs (resolution 1) at the end in which no branch ends, is part of the last stage.
+
+    A node beside the trunk has the stage of the trunk node that follows its nearest trunk ancestor (its nearest
+    trunk dominator, if it is on the way to the output): a region belongs to where it ends. Nodes that nothing on
+    the trunk leads to (parameters, masks, an encoder) have the stage of their first user.
+    """
+    flow = Flow.of(graph, decisions)
+    place = _places(flow, graph, {name: index for index, name in enumerate(regions.trunk)})
+    if not regions.trunk:
+        return {node.name: 0 for node in graph.nodes}
+    busy = {place[node] for node in flow.sources if flow.contracts(node)}
+    beside = {place[node] for node in flow.sources if flow.contracts(node) and node.name not in regions.trunk}
+    exits = {regions.trunk.index(branch.exit) for branch in regions.branches if branch.exit in regions.trunk}
+    runs = _with_work(_runs(regions.trunk, resolution), busy)
+    runs = _headless(_stemless(runs, min(exits or beside, default=0)), exits)
+    stage = {index: number for number, (_, run) in enumerate(runs) for index in run}
+    return {node.name: stage[place[node]] for node in graph.nodes}
+
+
+def _places(flow: Flow, graph: fx.Graph, trunk: Mapping[str, int]) -> dict[fx.Node, int]:
+    """Each node's trunk node, by index: itself, or the one where its region ends."""
+    passed: dict[fx.Node, int] = {}
+    place: dict[fx.Node, int] = {}
+    for node, read in flow.sources.items():
+        passed[node] = trunk.get(node.name, max((passed[source] for source in read), default=-1))
+        if passed[node] >= 0:
+            place[node] = min(passed[node] + (node.name not in trunk), len(trunk) - 1)
+    place[graph.output_node()] = max(len(trunk) - 1, 0)
+    for node in reversed(graph.nodes):
+        place.setdefault(node, min((place[user] for user in node.users), default=0))
+    return place
+
+
+_Run = tuple[int, list[int]]
+"""A resolution and the trunk indices that have it."""
+
+
+def _runs(trunk: Sequence[str], resolution: Mapping[str, int]) -> list[_Run]:
+    known = [resolution[name] for name in trunk if name in resolution]
+    sizes: list[int] = []
+    for name in trunk:
+        sizes.append(resolution.get(name, sizes[-1] if sizes else next(iter(known), 1)))
+    return _fused([(size, [index]) for index, size in enumerate(sizes)])
+
+
+def _fused(runs: Iterable[_Run]) -> list[_Run]:
+    equal = groupby(runs, key=lambda run: run[0])
+    return [(size, [index for _, run in group for index in run]) for size, group in equal]
+
+
+def _with_work(runs: list[_Run], busy: Collection[int]) -> list[_Run]:
+    kept: list[_Run] = []
+    idle: list[int] = []
+    for size, run in runs:
+        idle = idle + run
+        if not set(idle).isdisjoint(busy):
+            kept.append((size, idle))
+            idle = []
+    if not kept:
+        return [(1, idle)]
+    return _fused([*kept, (kept[-1][0], idle)])
+
+
+def _stemless(runs: list[_Run], first: int) -> list[_Run]:
+    after = next(number for number, (_, run) in enumerate(runs) if first in run)
+    return [(runs[after][0], [index for _, run in runs[: after + 1] for index in run]), *runs[after + 1 :]]
+
+
+def _headless(runs: list[_Run], exits: Collection[int]) -> list[_Run]:
+    while len(runs) > 1 and runs[-1][0] <= 1 and set(runs[-1][1]).isdisjoint(exits):
+        *runs, (size, before), (_, head) = runs
+        runs = [*runs, (size, before + head)]
+    return runs

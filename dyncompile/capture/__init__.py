@@ -1,0 +1,5 @@
+"""`nn.Module` -> `Program`."""
+
+from dyncompile.capture.export import capture
+
+__all__ = ["capture"]

@@ -1,0 +1,150 @@
+"""Capture: torch.export (non-strict, dynamic batch) of the training and the evaluation graph over one state.
+
+The source is never touched: a deep copy is traced, since tracing poisons tensors that some models cache. The two
+traces share the tensors of one copy, so that `.train()` and `.eval()` later choose a graph, not a set of weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, export
+from torch.utils import _pytree as pytree
+
+from dyncompile.capture.check import check_capturable
+from dyncompile.capture.clean import clean_graph
+from dyncompile.errors import CaptureError
+from dyncompile.program import MODES, Mode, Program
+from dyncompile.signature import Signature, batch_of, bind_call, forward_signature, make_leaf
+
+
+def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Program:
+    """The program of `model`: both graphs, one state (a copy), the calling convention.
+
+    Args:
+        model: any eager module; it is not modified.
+        args, kwargs: example inputs. The leading size of the first tensor is the batch, which stays dynamic;
+            every other size is fixed to the example's.
+
+    Raises:
+        CaptureError: the model cannot be traced; names the user's source line and what to do.
+    """
+    forward = forward_signature(model)
+    named = bind_call(forward, args, kwargs or {})
+    check_capturable(model, pytree.tree_leaves(named))
+    named = _at_least_two_rows(named)
+    flat, structure = pytree.tree_flatten(named)
+    batch = batch_of(flat)
+    leaves = [make_leaf(_path(path), value, batch) for path, value in pytree.tree_flatten_with_path(named)[0]]
+    owned = copy.deepcopy(model)
+    owned.train().eval()  # clears tensors that models cache per mode
+    traced = {mode: _trace(owned, forward, named, batch, mode) for mode in MODES}
+    out_structure = traced["eval"][1]
+    state = nn.Module()
+    graphs = {mode: clean_graph(module, state, owned) for mode, (module, _) in traced.items()}
+    for parameter in state.parameters():
+        parameter.grad = None
+    signature = Signature(forward, structure, tuple(leaves), out_structure)
+    return Program(graphs=graphs, state=state, signature=signature, notes=_notes(traced))
+
+
+def _path(keys: Sequence[Any]) -> str:
+    return "".join(map(str, keys)).lstrip("['").replace("']", "", 1) or "input"
+
+
+def _at_least_two_rows(named: dict[str, Any]) -> dict[str, Any]:
+    """Batch 1 hides the batch dimension from the trace: repeat it."""
+    batch = batch_of(pytree.tree_leaves(named))
+    if batch is None or batch > 1:
+        return named
+
+    def repeat(value: Any) -> Any:
+        grows = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
+        return value.new_zeros((2, *value.shape[1:])) if grows and batch == 0 else torch.cat([value, value]) if grows else value
+
+    return pytree.tree_map(repeat, named)
+
+
+Traced = tuple[fx.GraphModule, pytree.TreeSpec]
+
+
+def _trace(owned: nn.Module, forward: Any, named: dict[str, Any], batch: int | None, mode: Mode) -> Traced:
+    """One exported graph. The traced module is a structural copy that shares tensors with `owned`."""
+    tensors = [*owned.parameters(), *owned.buffers()]
+    module = copy.deepcopy(owned, {id(t): t for t in tensors}).train(mode == "train")
+    bound = forward.bind_partial()
+    bound.arguments.update(named)
+
+    def spec(value: Any) -> Any:
+        moves = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
+        return {0: Dim.DYNAMIC} if moves else None
+
+    dynamic = {name: pytree.tree_map(spec, value) for name, value in named.items()}
+    try:
+        with _quiet():
+            program = export(module, bound.args, bound.kwargs, dynamic_shapes=dynamic, strict=False)
+            exported = program.module(check_guards=False)
+    except Exception as error:  # the user's own Python runs here: anything may come out of it
+        raise _explain(error, mode) from error
+    assert isinstance(exported, fx.GraphModule)
+    structure = program.call_spec.out_spec
+    assert structure is not None
+    return exported, structure
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporting warns and logs about matters of other users; failures still raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _explain(error: Exception, mode: Mode) -> CaptureError:
+    """The library's error for whatever the export raised, at the user's own line."""
+    text = str(error)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    kind = type(error).__name__
+    if "DataDependent" in kind or "data-dependent" in text or "Could not guard" in text:
+        problem = f"the model branches on the values of a tensor ({mode} mode): {first}"
+        fix = "replace the branch by torch.where or torch.cond, or dynamize the submodule that has no such branch"
+    elif "Constraints violated" in text or "specializ" in text.lower():
+        problem = f"the model fixes its batch size ({mode} mode): {first}"
+        fix = "take sizes from x.shape[0] instead of Python numbers, or give example_inputs whose leading size is the batch"
+    else:
+        problem = f"the model cannot be traced ({mode} mode): {kind}: {first}"
+        fix = "check that model(*example_inputs) runs; torch.export(strict=False) must be able to run forward"
+    return CaptureError(problem, where=_user_line(error), fix=fix)
+
+
+def _user_line(error: BaseException) -> str | None:
+    """The innermost frame outside of torch and of this package, following causes."""
+    found: str | None = None
+    chain: BaseException | None = error
+    while chain is not None:
+        for frame in traceback.extract_tb(chain.__traceback__):
+            if "/torch/" not in frame.filename and "/dyncompile/capture/" not in frame.filename:
+                if frame.filename.startswith("<"):
+                    continue
+                found = f"{frame.filename}:{frame.lineno}: {frame.line}"
+        chain = chain.__cause__ or chain.__context__
+    return found
+
+
+def _notes(traced: Mapping[Mode, Traced]) -> tuple[str, ...]:
+    if traced["train"][1] == traced["eval"][1]:
+        return ()
+    return ("training mode returns another structure than evaluation mode",)

@@ -1,0 +1,3 @@
+"""dead"""
+def drop_dead_channels(graph, owner):
+    return

@@ -1,0 +1,181 @@
+"""The nouns: a captured program, the choices inserted into it, routes through it, and who decides them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from dyncompile.errors import RouteError
+from dyncompile.signature import Signature
+
+Mode = Literal["train", "eval"]
+MODES: tuple[Mode, ...] = ("train", "eval")
+
+STATE_PREFIX = "dyn"
+"""All state that passes add lives under this module name; source names never change."""
+
+
+class Domain(Enum):
+    """The set that one row of a decision is drawn from."""
+
+    ONE_HOT = "one-hot"
+    BITS = "bits"
+    GAINS = "gains"
+    SIMPLEX = "simplex"
+    EXIT = "exit"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One decision point: rows of `width` numbers from `domain`, one row per sample.
+
+    `full` is the row that reproduces the source, `smallest` the cheapest one; `labels` name the columns.
+    """
+
+    name: str
+    domain: Domain
+    full: tuple[float, ...]
+    smallest: tuple[float, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Numbers per row."""
+        return len(self.full)
+
+    def row(self, index: int) -> tuple[float, ...]:
+        """The one-hot row of column `index`."""
+        return tuple(float(i == index) for i in range(self.width))
+
+    def check(self, rows: Tensor) -> Tensor:
+        """`rows` [B, width] if every row lies in the domain; raises RouteError."""
+        if rows.dim() != 2 or rows.shape[1] != self.width:
+            raise RouteError(
+                f"choice {self.name!r} takes rows [B, {self.width}], got shape {list(rows.shape)}",
+                fix="give one row per sample; `dyn.choices` lists the widths",
+            )
+        if not bool(_in_domain(self.domain, rows).all()):
+            raise RouteError(f"a row of choice {self.name!r} is outside its domain ({self.domain.value})")
+        return rows
+
+
+def _in_domain(domain: Domain, rows: Tensor) -> Tensor:
+    binary = ((rows == 0) | (rows == 1)).all(1)
+    if domain is Domain.ONE_HOT:
+        return binary & (rows.sum(1) == 1)
+    if domain in (Domain.BITS, Domain.EXIT):
+        return binary
+    if domain is Domain.GAINS:
+        return (rows >= 0).all(1)
+    return rows.isfinite().all(1)
+
+
+Route = Mapping[str, Tensor]
+"""Choice name -> decisions, float [B, width]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a graph sees of one choice: `rows` [B, width]; `index` is the column that all rows of the run share."""
+
+    rows: Tensor
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """An elastic dim whose size a choice decides: `sizes[i]` positions at column i."""
+
+    choice: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network as data: two graphs over one state, and the decisions inserted so far.
+
+    Attributes:
+        graphs: the training-mode and the evaluation-mode graph (ATen training IR).
+        state: module tree that holds parameters and buffers under the source's names.
+        signature: how user arguments map to graph inputs and outputs to the user's structure.
+        choices: decision points by name.
+        sized: elastic dims that a choice controls.
+        history: specifications of the passes applied, in order.
+        notes: remarks of capture and passes for `explain`.
+    """
+
+    graphs: Mapping[Mode, fx.Graph]
+    state: nn.Module
+    signature: Signature
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    sized: Mapping[str, Sized] = field(default_factory=dict)
+    history: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def listing(self, mode: Mode = "eval") -> str:
+        """The graph as text, one node per line, independent of object identities."""
+        return "\n".join(_line(node) for node in self.graphs[mode].nodes)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over both listings, the choices and the state's names and shapes."""
+        digest = hashlib.sha256()
+        for mode in MODES:
+            digest.update(self.listing(mode).encode())
+        for choice in self.choices.values():
+            digest.update(repr(choice).encode())
+        for name, tensor in self.state.state_dict().items():
+            digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+        return digest.hexdigest()
+
+    def with_history(self, spec: str) -> Program:
+        """This program with one more pass in its history."""
+        return replace(self, history=(*self.history, spec))
+
+
+def _line(node: fx.Node) -> str:
+    if node.op in ("placeholder", "get_attr"):
+        return f"%{node.name} = {node.op} {node.target}"
+    arguments = [_text(a) for a in node.args] + [f"{k}={_text(v)}" for k, v in node.kwargs.items()]
+    if node.op == "output":
+        return f"return {', '.join(arguments)}"
+    return f"%{node.name} = {_target(node.target)}({', '.join(arguments)})"
+
+
+def _target(target: Any) -> str:
+    return str(target) if isinstance(target, torch._ops.OpOverload) else target.__name__
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, fx.Node):
+        return f"%{value.name}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return repr(value)
+
+
+def state_tensors(state: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, parameters first; tied names share one tensor object."""
+    named: dict[str, Tensor] = dict(state.named_parameters(remove_duplicate=False))
+    named.update(state.named_buffers(remove_duplicate=False))
+    return named
+
+
+def source_line(node: fx.Node) -> str:
+    """The user's source line that produced a node: ``file:line: code``; empty if unknown."""
+    trace = node.meta.get("stack_trace")
+    lines = [text.strip() for text in trace.splitlines()] if isinstance(trace, str) else []
+    frames = [i for i, text in enumerate(lines) if text.startswith('File "')]
+    own = [i for i in frames if "/torch/" not in lines[i]] or frames
+    if not own:
+        return ""
+    at = own[-1]
+    file, number = lines[at].split('"')[1], lines[at].split("line ")[1].split(",")[0]
+    code = lines[at + 1] if at + 1 < len(lines) and at + 1 not in frames else ""
+    return f"{file}:{number}: {code}"

@@ -1,0 +1,243 @@
+"""Rewrite one graph so that elastic dims take given sizes: plain ints, or graph nodes that hold ints.
+
+Parameters are narrowed where they enter the graph, literals that name sizes follow the types. Where the kept
+positions are a prefix a view is enough; elsewhere they are gathered.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dyncompile.analysis.dims.algebra import (
+    BATCH,
+    Dim,
+    Elastic,
+    Factor,
+    Sum,
+    elastics,
+    factor_size,
+    is_prefix,
+    resized,
+    size,
+)
+from dyncompile.analysis.dims.call import Given, Rewrite, Size, TensorType, bind, schema_of
+from dyncompile.analysis.dims.facts import GraphDims
+from dyncompile.runtime import ops
+
+aten = torch.ops.aten
+Extent = int | fx.Node
+Chooser = Callable[[fx.Node], fx.Node | None]
+"""Gives another node for a state read (private statistics), or None to narrow it by its type."""
+
+
+class Resizer:
+    """Resizes one graph in place; the Editor's tool.
+
+    Args:
+        graph: the graph; its node names must be those of `dims`.
+        dims, state: types of its nodes and of the state that it reads.
+        sizes: elastic name -> active size.
+        after: the node after which sizes may be computed (they depend on nothing later).
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        dims: GraphDims,
+        state: Mapping[str, TensorType],
+        sizes: Mapping[str, Extent],
+        after: fx.Node,
+    ) -> None:
+        self._graph, self._dims, self._state, self._sizes = graph, dims, state, sizes
+        self._head = after
+        self._extents: dict[Dim, Extent] = {}
+        self._batch: fx.Node | None = None
+
+    def run(self, statistics: frozenset[str], choose: Chooser) -> None:
+        """Narrow state and rewrite literals. `choose` may replace reads of `statistics` altogether."""
+        reads = [node for node in self._graph.nodes if node.op == "get_attr"]
+        calls = [node for node in self._graph.nodes if node.name in self._dims.rewrites]
+        for node in reads:
+            self._narrow_read(node, statistics, choose)
+        for node in calls:
+            for rewrite in self._dims.rewrites[node.name]:
+                self._apply(node, rewrite)
+        self._graph.lint()
+
+    # -- state --------------------------------------------------------------------------------
+
+    def _narrow_read(self, node: fx.Node, statistics: frozenset[str], choose: Chooser) -> None:
+        name = str(node.target)
+        private = choose(node) if name in statistics else None
+        if private is not None:
+            node.replace_all_uses_with(private, delete_user_cb=lambda user: user is not private)
+            return
+        dims = self._state.get(name, ())
+        if not any(resized(dim, self._sizes) for dim in dims):
+            return
+        users = [user for user in node.users if user.target is not getattr]
+        narrowed, indices = self._narrowed(node, dims)
+        for user in users:
+            user.replace_input_with(node, narrowed)
+        if name in statistics and indices:
+            self._write_back(node, narrowed, indices[0], users)
+
+    def _narrowed(self, node: fx.Node, dims: TensorType) -> tuple[fx.Node, list[fx.Node]]:
+        """(the narrowed read, index nodes of the axes that had to be gathered)."""
+        after = _later(node, self._head)
+        views: list[Extent | None] = [None] * len(dims)
+        gathers: list[tuple[int, Dim]] = []
+        for axis, dim in enumerate(dims):
+            if not resized(dim, self._sizes):
+                continue
+            if is_prefix(dim, self._sizes):
+                views[axis] = self.extent(dim)
+            else:
+                gathers.append((axis, dim))
+        last = _later(after, self._head)
+        current = node
+        if any(view is not None for view in views):
+            current = last = self._insert(last, ops.prefix, (current, tuple(views)), like=node)
+        indices: list[fx.Node] = []
+        for axis, dim in gathers:
+            order = [e.name for e in elastics(dim) if e.name in self._sizes]
+            values = tuple(self._sizes[name] for name in order)
+            index = self._insert(last, ops.positions, (node, ops.encode(dim, order), *values))
+            current = last = self._insert(index, ops.take, (current, axis, index), like=node)
+            indices.append(index)
+        return current, indices
+
+    def _write_back(self, buffer: fx.Node, copy: fx.Node, index: fx.Node, users: list[fx.Node]) -> None:
+        """Statistics that an operator updated on a gathered copy return to their buffer."""
+        for user in users:
+            if _updates_statistics(user):
+                self._insert(user, ops.put, (buffer, index, copy))
+
+    # -- sizes --------------------------------------------------------------------------------
+
+    def extent(self, dim: Dim) -> Extent:
+        """The active size of a dim as an int or as a node."""
+        if dim not in self._extents:
+            self._extents[dim] = self._product(dim)
+        return self._extents[dim]
+
+    def _product(self, dim: Dim) -> Extent:
+        constant, total = 1, None
+        for factor in dim:
+            value = self._factor(factor)
+            if isinstance(value, int):
+                constant *= value
+            else:
+                total = value if total is None else self._scalar(operator.mul, total, value)
+        if total is None:
+            return constant
+        return total if constant == 1 else self._scalar(operator.mul, total, constant)
+
+    def _factor(self, factor: Factor) -> Extent:
+        if factor == BATCH:
+            return self._rows()
+        if isinstance(factor, Elastic):
+            return self._sizes.get(factor.name, factor.size)
+        if not isinstance(factor, Sum):
+            return factor_size(factor)
+        total: Extent = 0
+        for segment in factor.segments:
+            part = self.extent(segment)
+            total = total + part if isinstance(total, int) and isinstance(part, int) else self._sum(total, part)
+        return total
+
+    def _sum(self, a: Extent, b: Extent) -> Extent:
+        if isinstance(a, int) and a == 0:
+            return b
+        return self._scalar(operator.add, a, b)
+
+    def _rows(self) -> fx.Node:
+        """The batch size, read from the first batched input."""
+        if self._batch is None:
+            inputs = [n for n in self._graph.nodes if n.op == "placeholder"]
+            source = next(n for n in inputs if _leading_symbol(n) is not None)
+            self._batch = self._head = self._insert(self._head, aten.sym_size.int, (source, 0))
+            self._batch.meta["val"] = _leading_symbol(source)
+        return self._batch
+
+    def _scalar(self, function: Any, a: Extent, b: Extent) -> fx.Node:
+        node = self._head = self._insert(self._head, function, (a, b))
+        node.meta["val"] = function(_value(a), _value(b))
+        return node
+
+    def _insert(self, after: fx.Node, target: Any, args: tuple[Any, ...], like: fx.Node | None = None) -> fx.Node:
+        with self._graph.inserting_after(after):
+            node = self._graph.call_function(target, args)
+        if like is not None and "val" in like.meta:
+            node.meta["val"] = like.meta["val"]
+        return node
+
+    # -- literals -----------------------------------------------------------------------------
+
+    def _apply(self, node: fx.Node, rewrite: Rewrite) -> None:
+        if not any(resized(dim, self._sizes) for dim in rewrite.when):
+            return
+        present = bind(node)
+        new = {name: self._literal(value, present) for name, value in rewrite.arguments.items()}
+        if rewrite.target is not None:
+            node.target = rewrite.target
+            present = {}
+        set_arguments(node, {**present, **new})
+
+    def _literal(self, value: Any, present: Mapping[str, Any]) -> Any:
+        if isinstance(value, Given):
+            return present[value.argument]
+        if isinstance(value, list):
+            return [self._literal(v, present) for v in value]
+        if not isinstance(value, Size):
+            return value
+        if value.old is not None and not resized(value.dim, self._sizes):
+            argument, position = value.old
+            return present[argument][position]
+        return self.extent(value.dim)
+
+
+def set_arguments(node: fx.Node, arguments: Mapping[str, Any]) -> None:
+    """Give an operator node arguments by schema name; trailing defaults are left out."""
+    schema = schema_of(node.target)
+    assert schema is not None
+    positional = [a for a in schema.arguments if not a.kwarg_only]
+    while positional and _is_default(positional[-1], arguments):
+        positional.pop()
+    node.args = tuple(arguments.get(a.name, a.default_value) for a in positional)
+    keywords = [a for a in schema.arguments if a.kwarg_only and not _is_default(a, arguments)]
+    node.kwargs = {a.name: arguments[a.name] for a in keywords}
+
+
+def _is_default(argument: Any, arguments: Mapping[str, Any]) -> bool:
+    if argument.name not in arguments:
+        return argument.has_default_value()
+    value = arguments[argument.name]
+    return argument.has_default_value() and not isinstance(value, fx.Node) and value == argument.default_value
+
+
+def _updates_statistics(node: fx.Node) -> bool:
+    arguments = bind(node) if schema_of(node.target) is not None else {}
+    return bool(arguments.get("training", arguments.get("use_input_stats", False)))
+
+
+def _leading_symbol(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor) and value.dim() > 0 and isinstance(value.shape[0], torch.SymInt):
+        return value.shape[0]
+    return None
+
+
+def _value(extent: Extent) -> Any:
+    return extent.meta["val"] if isinstance(extent, fx.Node) else extent
+
+
+def _later(a: fx.Node, b: fx.Node) -> fx.Node:
+    return b if a < b else a
+
+

@@ -1,0 +1,165 @@
+"""The Editor: the only code that changes graphs. It works on a copy and on both graphs at once.
+
+A pass speaks of choices, elastic dims and state names; that there is a training and an evaluation graph, and what
+their nodes are called, stays in here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from dyncompile.analysis.facts import Facts
+from dyncompile.capture.clean import POLICY, put_state
+from dyncompile.errors import SpecError
+from dyncompile.program import MODES, STATE_PREFIX, Choice, Mode, Program, Sized, state_tensors
+from dyncompile.resize import Resizer
+from dyncompile.runtime import ops
+
+
+class Editor:
+    """Edits a copy of `program`; `finish` returns the result. The given program stays as it is."""
+
+    def __init__(self, program: Program, facts: Facts) -> None:
+        self._program, self._facts = program, facts
+        self._graphs: dict[Mode, fx.Graph] = {mode: copy_graph(program.graphs[mode]) for mode in MODES}
+        self._state = share_state(program.state)
+        self._choices = dict(program.choices)
+        self._sized = dict(program.sized)
+        self._decisions: dict[tuple[Mode, str], fx.Node] = {}
+
+    def add_choice(self, choice: Choice) -> None:
+        """Insert a decision that only the policy takes, right after the inputs."""
+        if choice.name in self._choices:
+            raise SpecError(f"there is a choice named {choice.name!r} already", fix="give this pass another name")
+        self._choices[choice.name] = choice
+        for mode, graph in self._graphs.items():
+            inputs = [node for node in graph.nodes if node.op == "placeholder"]
+            policy = next(node for node in inputs if node.target == POLICY)
+            with graph.inserting_after(self._last_decision(mode) or inputs[-1]):
+                self._decisions[mode, choice.name] = graph.call_function(ops.decide, (policy, choice.name))
+
+    def _last_decision(self, mode: Mode) -> fx.Node | None:
+        found = [node for (other, _), node in self._decisions.items() if other == mode]
+        return found[-1] if found else None
+
+    def add_state(self, name: str, value: Tensor) -> str:
+        """Register a parameter or buffer under ``dyn.``; returns its full name."""
+        target = f"{STATE_PREFIX}.{name}"
+        put_state(self._state, target, value)
+        return target
+
+    def resize(self, sized: Mapping[str, Sized]) -> None:
+        """Let choices decide the size of elastic dims.
+
+        Batch-norm statistics become private per column of the choice that sizes their channels (or of the only
+        choice there is): activations at different widths have different distributions. Where several choices
+        meet in one norm its statistics stay shared and are written through.
+        """
+        statistics = self._facts.dims.statistics
+        private = {name: choice for name in sorted(statistics) if (choice := self._owner(name, sized)) is not None}
+        options = {name: self._private(name, choice, sized) for name, choice in private.items()}
+        for mode, graph in self._graphs.items():
+            self._resize_graph(mode, graph, sized, options)
+        self._sized.update(sized)
+
+    def _owner(self, name: str, sized: Mapping[str, Sized]) -> Choice | None:
+        """The one choice that the statistics of a norm depend on, None if there are several."""
+        own = {sized[e].choice for e in self._facts.elastics_of(name) if e in sized}
+        names = own or {one.choice for one in sized.values()}
+        return self._choices[next(iter(names))] if len(names) == 1 else None
+
+    def _private(self, name: str, choice: Choice, sized: Mapping[str, Sized]) -> list[str]:
+        """State names per column; the full column is the source's own buffer."""
+        source = state_tensors(self._state)[name]
+        out: list[str] = []
+        for column in range(choice.width):
+            widths = {e: one.sizes[column] for e, one in sized.items() if one.choice == choice.name}
+            index = self._facts.kept(name, 0, widths)
+            value = source.detach().index_select(0, index.to(source.device))
+            is_full = choice.row(column) == choice.full
+            out.append(name if is_full else self.add_state(f"statistics.{choice.name}.{column}.{name}", value))
+        return out
+
+    def _resize_graph(
+        self, mode: Mode, graph: fx.Graph, sized: Mapping[str, Sized], options: Mapping[str, list[str]]
+    ) -> None:
+        after = self._last_decision(mode)
+        assert after is not None, "add the choices before resizing"
+        extents: dict[Sized, fx.Node] = {}
+        for one in sized.values():
+            if one not in extents:
+                with graph.inserting_after(after):
+                    extents[one] = after = graph.call_function(
+                        ops.extent, (self._decisions[mode, one.choice], one.sizes)
+                    )
+                after.meta["val"] = max(one.sizes)
+        sizes = {name: extents[one] for name, one in sized.items()}
+        dims = self._facts.dims
+        resizer = Resizer(graph, dims.graphs[mode], dims.state, sizes, after)
+
+        def choose(node: fx.Node) -> fx.Node | None:
+            names = options.get(str(node.target))
+            return None if names is None else self._pick(mode, graph, node, names, sized)
+
+        resizer.run(dims.statistics, choose)
+
+    def _pick(
+        self, mode: Mode, graph: fx.Graph, node: fx.Node, names: list[str], sized: Mapping[str, Sized]
+    ) -> fx.Node:
+        """A node that holds the statistics of the present column."""
+        choice = self._owner(str(node.target), sized)
+        assert choice is not None
+        after, reads = node, list[fx.Node]()
+        for name in names:
+            if name != node.target:
+                with graph.inserting_after(after):
+                    after = graph.get_attr(name)
+                after.meta["val"] = state_tensors(self._state)[name]
+            reads.append(node if name == node.target else after)
+        decision = self._decisions[mode, choice.name]
+        with graph.inserting_after(decision if after < decision else after):
+            picked = graph.call_function(ops.pick, (decision, reads))
+        picked.meta["val"] = node.meta["val"]
+        return picked
+
+    def finish(self, spec: str) -> Program:
+        """The edited program, with `spec` added to its history."""
+        for graph in self._graphs.values():
+            graph.lint()
+        return replace(
+            self._program,
+            graphs=self._graphs,
+            state=self._state,
+            choices=self._choices,
+            sized=self._sized,
+            history=(*self._program.history, spec),
+        )
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with the same node names and shared metadata values."""
+    new = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        env[node] = new.node_copy(node, env.__getitem__)
+        env[node].meta = dict(node.meta)
+    return new
+
+
+def copy_program(program: Program, memo: dict[int, Any]) -> Program:
+    """An independent program: its own tensors and graphs."""
+    graphs = {mode: copy_graph(graph) for mode, graph in program.graphs.items()}
+    return replace(program, graphs=graphs, state=copy.deepcopy(program.state, memo))
+
+
+def share_state(state: nn.Module) -> nn.Module:
+    """A structural copy of a module tree that holds the same tensor objects."""
+    memo = {id(t): t for t in (*state.parameters(), *state.buffers())}
+    return copy.deepcopy(state, memo)
+
+

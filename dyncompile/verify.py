@@ -1,0 +1,338 @@
+"""The contract of a dynamic model, checked on the user's own model and inputs.
+
+`verify` runs every check and raises `ContractError` with all that fail. The reference is a copy of the source with
+the dynamic model's present weights, so that a trained model can be verified too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from dyncompile.analysis.facts import analyze
+from dyncompile.capture import capture
+from dyncompile.deploy import specialize
+from dyncompile.errors import ContractError
+from dyncompile.inputs import example_inputs_of, split_inputs
+from dyncompile.pipeline import apply_passes, spec_of
+from dyncompile.policies import Forced, Full, Sampled
+from dyncompile.program import STATE_PREFIX, Route
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.steering import plan_route
+from dyncompile.spec import parse_spec
+
+RELATIVE_TOLERANCE = 1e-5
+"""For results that take other kernels (contiguous against strided weights), not for full capacity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One invariant: whether it holds, the largest absolute difference seen, and a remark."""
+
+    name: str
+    passed: bool
+    difference: float = 0.0
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks of one run."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.passed for check in self.checks)
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        return "\n".join(
+            f"{'ok  ' if c.passed else 'FAIL'} {c.name:<{width}}  max abs diff {c.difference:.3g}  {c.detail}".rstrip()
+            for c in self.checks
+        )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What the checks look at."""
+
+    dyn: DynamicModel
+    reference: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    routes: tuple[Route, ...]
+
+    def rows(self, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example call with `size` rows, repeated or cut."""
+        signature = self.dyn.program.signature
+        flat = signature.flatten(self.args, self.kwargs)
+        cut = [_with_rows(v, size) if leaf.batched else v for leaf, v in zip(signature.leaves, flat, strict=True)]
+        named: dict[str, Any] = pytree.tree_unflatten(cut, signature.structure)
+        bound = signature.forward.bind_partial()
+        bound.arguments.update(named)
+        return bound.args, bound.kwargs
+
+
+def verify(
+    dyn: DynamicModel, model: nn.Module, example_inputs: Any = None, *, routes: int = 2, seed: int = 0
+) -> Report:
+    """Check the contract of `dyn` against the model that it was made from.
+
+    Args:
+        dyn: the dynamic model; neither it nor `model` is changed.
+        model: its source.
+        example_inputs: as for `dynamize`; of the captured shape.
+        routes: how many random routes to specialize and compare.
+        seed: seeds the routes and both sides' dropout.
+
+    Returns:
+        The report, one line per invariant when printed.
+
+    Raises:
+        ContractError: at least one invariant is broken; all are listed.
+    """
+    args, kwargs = split_inputs(example_inputs_of(model) if example_inputs is None else example_inputs)
+    own = copy.deepcopy(dyn)
+    reference = copy.deepcopy(model)
+    source = {k: v for k, v in own.state_dict().items() if not k.startswith(f"{STATE_PREFIX}.")}
+    reference.load_state_dict(source)
+    sampled = tuple(plan_route(Sampled(seed + i), own.choices, 1) for i in range(routes))
+    subject = _Subject(own, reference, args, kwargs, sampled)
+    with _exact_attention():
+        report = Report(tuple(check(subject, seed) for check in CHECKS))
+    if not report.passed:
+        broken = [f"{c.name}: {c.detail} (max abs diff {c.difference:.3g})" for c in report.checks if not c.passed]
+        raise ContractError.of_all("the dynamic model breaks its contract", broken)
+    return report
+
+
+@contextmanager
+def _exact_attention() -> Iterator[None]:
+    """`nn.MultiheadAttention` takes a fused path in evaluation that no graph has (3e-5 apart): switch it off."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+# -- full capacity ----------------------------------------------------------------------------------
+
+
+def check_full_eval(subject: _Subject, seed: int) -> Check:
+    """At full capacity the evaluation output is the source's, bit for bit, at several batch sizes."""
+    subject.dyn.eval(), subject.reference.eval()
+    worst, tried = 0.0, list[str]()
+    for size in (3, 2, 1, 0):
+        args, kwargs = subject.rows(size)
+        with torch.no_grad():
+            try:
+                expected = subject.reference(*args, **kwargs)
+            except Exception as error:  # the source itself refuses this batch size: nothing to compare with
+                if size >= 2:
+                    raise
+                tried.append(f"{size} (refused by the source: {type(error).__name__})")
+                continue
+            worst = max(worst, difference(expected, subject.dyn.run(*args, policy=Full(), **kwargs)[0]))
+            tried.append(str(size))
+    return Check("full capacity, eval", worst == 0, worst, f"batches {', '.join(tried)}; fused MHA path off")
+
+
+def check_full_train(subject: _Subject, seed: int) -> Check:
+    """At full capacity a training step is the source's: output, gradients and buffers, under one seed."""
+    dyn, reference = copy.deepcopy(subject.dyn).train(), copy.deepcopy(subject.reference).train()
+    args, kwargs = subject.rows(3)
+    expected = _step(reference, seed, lambda: reference(*args, **kwargs))
+    actual = _step(dyn, seed, lambda: dyn.run(*args, policy=Full(), **kwargs)[0])
+    gradients = {name: p.grad for name, p in reference.named_parameters()}
+    ours = {name: p.grad for name, p in dyn.named_parameters() if name in gradients}
+    buffers = dict(dyn.named_buffers())
+    parts = {
+        "output": difference(expected, actual),
+        "gradients": difference(gradients, ours),
+        "buffers": max((difference(b, buffers[n]) for n, b in reference.named_buffers() if n in buffers), default=0.0),
+    }
+    return Check(
+        "full capacity, train", max(parts.values()) == 0, max(parts.values()), ", ".join(f"{k} {v:.3g}" for k, v in parts.items())
+    )
+
+
+def _step(module: nn.Module, seed: int, run: Callable[[], Any]) -> Any:
+    module.zero_grad()
+    torch.manual_seed(seed)
+    out = run()
+    floats = [v for v in pytree.tree_leaves(out) if isinstance(v, Tensor) and v.requires_grad]
+    torch.stack([v.float().square().mean() for v in floats]).sum().backward()  # pyright: ignore
+    return out
+
+
+def check_names(subject: _Subject, seed: int) -> Check:
+    """Every source key is there with its shape; every new key begins with ``dyn.``."""
+    ours = {k: list(v.shape) for k, v in subject.dyn.state_dict().items()}
+    source = {k: list(v.shape) for k, v in subject.reference.state_dict().items()}
+    problems = [f"{k} {v}" for k, v in source.items() if ours.get(k) != v]
+    problems += [k for k in ours if k not in source and not k.startswith(f"{STATE_PREFIX}.")]
+    return Check("state names", not problems, detail=", ".join(problems[:5]) or f"{len(source)} source keys, {len(ours) - len(source)} new")
+
+
+# -- routes -----------------------------------------------------------------------------------------
+
+
+def check_specialize(subject: _Subject, seed: int) -> Check:
+    """A specialized network computes what the dynamic one does on that route."""
+    subject.dyn.eval()
+    args, kwargs = subject.rows(2)
+    worst = relative = 0.0
+    for route in subject.routes:
+        static = specialize(subject.dyn, route)
+        with torch.no_grad():
+            expected = subject.dyn.run(*args, policy=Forced(route), **kwargs)[0]
+            actual = static(*subject.dyn.program.signature.flatten(args, kwargs))
+        worst = max(worst, difference(expected, actual))
+        relative = max(relative, difference(expected, actual) / scale(expected))
+    return Check("specialize", relative <= RELATIVE_TOLERANCE, worst, f"{len(subject.routes)} routes")
+
+
+def check_cost(subject: _Subject, seed: int) -> Check:
+    """MACs of a route are those counted on its static network (FlopCounterMode / 2, attention included)."""
+    subject.dyn.eval()
+    args, kwargs = subject.rows(1)
+    flat = subject.dyn.program.signature.flatten(args, kwargs)
+    full = plan_route(Full(), subject.dyn.choices, 1)
+    pairs = [(float(subject.dyn.macs(full)[0]), count_macs(lambda: subject.reference(*args, **kwargs)))]
+    for route in subject.routes:
+        static = specialize(subject.dyn, route)
+        pairs.append((float(subject.dyn.macs(route)[0]), count_macs(lambda run=static: run(*flat))))
+    worst = max(abs(ours - counted) for ours, counted in pairs)
+    unmodeled = sorted(set(subject.dyn.facts.macs.unmodeled.values()))
+    note = f"; not modeled: {', '.join(unmodeled)}" if unmodeled else ""
+    return Check("cost", worst == 0 or bool(unmodeled), worst, f"source {pairs[0][1]:.4g} MACs{note}")
+
+
+def count_macs(run: Callable[[], Any]) -> float:
+    """MACs of a call by torch's own counter; gradients on and unfused attention, or it misses attention on CPU."""
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 2
+
+
+def check_sparse(subject: _Subject, seed: int) -> Check:
+    """A batch of mixed routes gives every row what it gets alone, in order."""
+    subject.dyn.eval()
+    size = 4
+    args, kwargs = subject.rows(size)
+    route = plan_route(Sampled(seed, per_sample=True), subject.dyn.choices, size)
+    with torch.no_grad():
+        together = subject.dyn.run(*args, policy=Forced(route), **kwargs)[0]
+        worst = 0.0
+        for row in range(size):
+            one = {name: rows[row : row + 1] for name, rows in route.items()}
+            alone = subject.dyn.run(*args, policy=Forced(one), **kwargs)[0]
+            worst = max(worst, difference(_row(alone, row, size), _row(together, row, size)))
+    relative = worst / scale(together)
+    return Check("mixed routes", relative <= RELATIVE_TOLERANCE, worst, f"{size} rows, order kept")
+
+
+def check_gradients(subject: _Subject, seed: int) -> Check:
+    """Task loss and cost each reach every decision net."""
+    gates = [name for name, p in subject.dyn.named_parameters() if name.startswith(f"{STATE_PREFIX}.") and p.requires_grad]
+    if not gates:
+        return Check("gradients of decision nets", True, detail="no decision net in this model")
+    return Check("gradients of decision nets", False, detail=f"no policy of this release trains {gates[:3]}")
+
+
+# -- structure --------------------------------------------------------------------------------------
+
+
+def check_replay(subject: _Subject, seed: int) -> Check:
+    """Replaying the history on the source gives the same program; specs read back as the passes they are."""
+    passes = [parse_spec(spec) for spec in subject.dyn.history]
+    again = apply_passes(capture(subject.reference, subject.args, subject.kwargs), passes)
+    same = again.fingerprint == subject.dyn.program.fingerprint
+    specs = all(spec_of(one) == spec for one, spec in zip(passes, subject.dyn.history, strict=True))
+    return Check("replay and specs", same and specs, detail=" | ".join(subject.dyn.history))
+
+
+def check_purity(subject: _Subject, seed: int) -> Check:
+    """Planning edits nothing and is repeatable."""
+    program = capture(subject.reference, subject.args, subject.kwargs)
+    facts, before = analyze(program), program.fingerprint
+    plans = [[parse_spec(spec).plan(program, facts) for spec in subject.dyn.history[:1]] for _ in range(2)]
+    return Check("purity of planning", plans[0] == plans[1] and program.fingerprint == before)
+
+
+def check_types(subject: _Subject, seed: int) -> Check:
+    """Every dim of every input is typed or frozen, with a reason, and both graphs agree."""
+    dims = subject.dyn.facts.dims
+    problems = [f"{note.operator} at {note.node}: {note.reason}" for note in (*dims.gaps, *dims.disagreements)]
+    problems += [f"{axis.tensor}[{axis.axis}] has no reason" for axis in dims.frozen if not axis.reason]
+    return Check("dimension types", not problems, detail="; ".join(problems[:3]) or f"{len(dims.elastic)} elastic dims")
+
+
+CHECKS: Sequence[Callable[[_Subject, int], Check]] = (
+    check_full_eval,
+    check_full_train,
+    check_names,
+    check_specialize,
+    check_cost,
+    check_gradients,
+    check_replay,
+    check_sparse,
+    check_purity,
+    check_types,
+)
+
+
+# -- comparing --------------------------------------------------------------------------------------
+
+
+def difference(expected: Any, actual: Any) -> float:
+    """Largest absolute difference between two structures of tensors; infinite where they do not match."""
+    left, right = pytree.tree_leaves(_plain(expected)), pytree.tree_leaves(_plain(actual))
+    if len(left) != len(right):
+        return float("inf")
+    return max((_difference(a, b) for a, b in zip(left, right, strict=True)), default=0.0)
+
+
+def _difference(a: Any, b: Any) -> float:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return 0.0 if type(a) is type(b) and a == b else float("inf")
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return float("inf")
+    if torch.equal(a, b) or a.numel() == 0:
+        return 0.0
+    apart = float((a.double() - b.double()).abs().max())
+    same_nans = torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+    return 0.0 if same_nans else apart if apart == apart else float("inf")
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def scale(value: Any) -> float:
+    """Largest magnitude in a structure of tensors, at least 1e-12."""
+    floats = [v for v in pytree.tree_leaves(_plain(value)) if isinstance(v, Tensor) and v.is_floating_point() and v.numel()]
+    return max([float(v.abs().max()) for v in floats], default=1.0) or 1e-12
+
+
+def _with_rows(value: Tensor, size: int) -> Tensor:
+    repeats = -(-max(size, 1) // max(value.shape[0], 1))
+    return torch.cat([value] * repeats)[:size].clone()
+
+
+def _row(out: Any, row: int, size: int) -> list[Tensor]:
+    leaves = [v for v in pytree.tree_leaves(_plain(out)) if isinstance(v, Tensor)]
+    return [v.narrow(0, row * (v.shape[0] // size), v.shape[0] // size) for v in leaves if v.dim()]

@@ -1,0 +1,179 @@
+"""Dynamic weight slicing: DS-Net (CVPR 2021) and DS-Net++ (TPAMI 2023), in their ungated form.
+
+A choice picks one of a few width ratios; every elastic dim that it controls keeps the leading share of its
+positions, so that one set of weights holds nested networks. At ratio 1 nothing is cut: the source itself.
+
+    given   y = conv2d(x, W[O, I, k, k], b[O])        O, I elastic
+    result  n = extent(d, (O/4, O/2, 3O/4, O))        d = decide(policy, "width")
+            y = conv2d(x, prefix(W, (n, m)), prefix(b, (n,)))
+
+The default ratios 0.25, 0.5, 0.75, 1 are a common choice for slimmable networks; they are configuration, not
+numbers verified against the papers. Per-width batch-norm statistics with a shared affine follow DS-Net's code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from dyncompile.analysis.dims.algebra import Dim, elastics, size
+from dyncompile.analysis.dims.facts import ElasticFacts
+from dyncompile.analysis.facts import Facts
+from dyncompile.errors import SpecError
+from dyncompile.pipeline import Plan, Rejection, Site
+from dyncompile.program import Choice, Domain, Program, Sized
+from dyncompile.rewrite import Editor
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """Width slicing of any network.
+
+    Attributes:
+        ratios: shares of each dim that can be kept, ascending; 1.0 is added if missing.
+        per: one choice for the whole model, per stage (runs of one resolution), or per elastic dim.
+        divisor: kept channels are rounded to multiples of this; attention heads and groups count with their width.
+        minimum: no dim keeps fewer channels than this.
+        embedding: also slice a residual stream that is layer-normalized (a transformer's embedding dim). It is not
+            zero-equivalent: sub-networks normalize over what they keep.
+        include, exclude: regular expressions, searched in the names of elastic dims.
+        name: prefix of the choices, so that the pass can be applied twice.
+    """
+
+    method: ClassVar[str] = "dsnet"
+
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    per: Literal["model", "stage", "dim"] = "model"
+    divisor: int = 8
+    minimum: int = 8
+    embedding: bool = False
+    include: str = ""
+    exclude: str = ""
+    name: str = "width"
+
+    def __post_init__(self) -> None:
+        bad = [r for r in self.ratios if not 0 < r <= 1]
+        if bad or not self.ratios:
+            raise SpecError(f"ratios must lie in (0, 1], got {bad or 'none'}", fix="e.g. ratios=(0.25, 0.5, 1.0)")
+        if self.per not in ("model", "stage", "dim"):
+            raise SpecError(f"per must be model, stage or dim, got {self.per!r}")
+        if self.divisor < 1 or self.minimum < 1:
+            raise SpecError(f"divisor and minimum must be at least 1, got {self.divisor} and {self.minimum}")
+        object.__setattr__(self, "ratios", tuple(sorted({*map(float, self.ratios), 1.0})))
+
+    def plan(self, program: Program, facts: Facts) -> Plan:
+        """Choose the elastic dims, group them by choice, compute their candidate sizes."""
+        rejections = list(_frozen(facts))
+        chosen: list[ElasticFacts] = []
+        for one in _by_preference(facts):
+            reason = self._reason_against(one, chosen, program, facts)
+            if reason is None:
+                chosen.append(one)
+            else:
+                rejections.append(Rejection(one.dim.name, reason, one.mixed[0].line if one.mixed else ""))
+        chosen.sort(key=lambda one: list(facts.dims.elastic).index(one.dim.name))
+        sized = {one.dim.name: Sized(self._choice_of(one, facts), self._sizes(one, facts)) for one in chosen}
+        names = list(dict.fromkeys(s.choice for s in sized.values()))
+        return Plan(
+            choices=tuple(self._choice(name) for name in names),
+            sites=tuple(Site(name, s.choice, " / ".join(map(str, s.sizes))) for name, s in sized.items()),
+            rejections=tuple(rejections),
+            sized=sized,
+        )
+
+    def rewrite(self, editor: Editor, plan: Plan) -> None:
+        """Insert the decisions, then let the types do the rest."""
+        for choice in plan.choices:
+            editor.add_choice(choice)
+        editor.resize(plan.sized)
+
+    # -- planning -----------------------------------------------------------------------------
+
+    def _reason_against(
+        self, one: ElasticFacts, chosen: Sequence[ElasticFacts], program: Program, facts: Facts
+    ) -> str | None:
+        name = one.dim.name
+        if name in program.sized:
+            return f"choice {program.sized[name].choice!r} sizes it already"
+        if self.include and not re.search(self.include, name):
+            return f"not included by {self.include!r}"
+        if self.exclude and re.search(self.exclude, name):
+            return f"excluded by {self.exclude!r}"
+        partner = next((other.dim.name for other in chosen if other.dim.name in one.partners), None)
+        if partner is not None:
+            return f"it is multiplied with {partner}, which moves instead"
+        if not self.embedding and is_normalized_stream(one, facts):
+            return f"a residual stream under {one.mixed[0].how}: set embedding=True to slice it"
+        if len(set(self._sizes(one, facts))) == 1:
+            return f"{one.dim.size} positions leave nothing to choose with divisor {self.divisor}, minimum {self.minimum}"
+        return None
+
+    def _sizes(self, one: ElasticFacts, facts: Facts) -> tuple[int, ...]:
+        """Kept positions per ratio, rounded so that the channels they stand for are multiples of the divisor."""
+        channels = _channels_per_position(one, facts)
+        step = max(1, self.divisor // channels)
+        least = min(one.dim.size, -(-self.minimum // channels))
+        wanted = [int(one.dim.size * ratio + step / 2) // step * step for ratio in self.ratios]
+        sizes = [min(one.dim.size, max(least, step, n)) for n in wanted]
+        return (*sizes[:-1], one.dim.size)
+
+    def _choice_of(self, one: ElasticFacts, facts: Facts) -> str:
+        if self.per == "stage":
+            return f"{self.name}.stage{facts.stage_of[one.dim.name]}"
+        return f"{self.name}.{one.dim.name}" if self.per == "dim" else self.name
+
+    def _choice(self, name: str) -> Choice:
+        rows = [tuple(float(i == j) for j in range(len(self.ratios))) for i in range(len(self.ratios))]
+        return Choice(name, Domain.ONE_HOT, rows[-1], rows[0], tuple(f"{r:g}" for r in self.ratios))
+
+
+def is_normalized_stream(one: ElasticFacts, facts: Facts) -> bool:
+    """Whether a dim runs through a residual stream and is normalized over: a transformer's embedding."""
+    return bool(one.mixed) and one.dim.name in _stream_dims(facts)
+
+
+def _stream_dims(facts: Facts) -> set[str]:
+    """Elastic dims of the values that residual branches start from."""
+    types: Mapping[str, object] = facts.dims.graphs["eval"].types
+    found: set[str] = set()
+    for branch in facts.regions.branches:
+        dims = types.get(branch.entry)
+        if isinstance(dims, tuple):
+            found |= {e.name for dim in dims for e in elastics(dim)}  # pyright: ignore
+    return found
+
+
+def _by_preference(facts: Facts) -> list[ElasticFacts]:
+    """Outermost factors first (their kept positions are contiguous), then by the parameters that they touch."""
+
+    def weight(one: ElasticFacts) -> tuple[bool, int]:
+        return not one.outermost, -sum(facts.parameters.get(tensor, 0) for tensor, _ in one.carriers)
+
+    return sorted(facts.dims.elastic.values(), key=weight)
+
+
+def _channels_per_position(one: ElasticFacts, facts: Facts) -> int:
+    """How many channels one position stands for in the first tensor: the head dim for a head, 1 for a channel."""
+    tensor, axis = one.carriers[0]
+    return max(1, *(_inner(dim, one.dim.name) for dim in (facts.dims.state[tensor][axis],)), 1)
+
+
+def _inner(dim: Dim, name: str) -> int:
+    for i, factor in enumerate(dim):
+        if any(e.name == name for e in elastics((factor,))):
+            return size(dim[i + 1 :])
+    return 1
+
+
+def _frozen(facts: Facts) -> Iterator[Rejection]:
+    """Tensors of which no axis can move, with the reason of their longest axis."""
+    for tensor in facts.parameters:
+        axes = [axis for axis in facts.dims.frozen if axis.tensor == tensor]
+        if axes and not facts.elastics_of(tensor):
+            longest = max(axes, key=lambda axis: size(facts.dims.state[tensor][axis.axis]))
+            yield Rejection(tensor, longest.reason, longest.line)
+
+
+PASSES = (Slicing,)
