@@ -33,6 +33,7 @@ bench: $(READY)
 
 # torch comes first and alone: whichever build the package index offers, the rest then fits itself to it.
 $(READY): pyproject.toml constraints.txt
+	@echo 'Setting up .venv: some minutes, once.'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(CONSTRAINED) torch
 	$(CONSTRAINED) --editable '.[timm,hf,demo,dev]'

@@ -1,7 +1,8 @@
 """Checkpoints are data: ``program.json`` says how the model was made, ``model.safetensors`` holds its state.
 
-Loading replays the history of passes on the source, compares the fingerprint of the graphs, and loads strictly.
-Nothing is unpickled and nothing that a file says is executed: pass specifications are parsed as literals.
+Loading replays the history of passes on the source, compares the fingerprint of the graphs, and loads
+strictly. Nothing is unpickled and nothing that a file says is executed: pass specifications are parsed as
+literals.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -26,6 +26,7 @@ from dyncompile.program import Program
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.signature import Leaf
 from dyncompile.spec import parse_spec
+from dyncompile.torchlib import encode_tensors, open_tensors
 
 FORMAT = "dyncompile"
 VERSION = 1
@@ -56,8 +57,8 @@ def save(dyn: DynamicModel, directory: str | os.PathLike[str], *, source: str | 
         "fingerprint": dyn.program.fingerprint,
         "ties": ties,
     }
-    _replace(target / WEIGHTS, lambda path: save_file(tensors, path))
-    _replace(target / PROGRAM, lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
+    _replace(target / WEIGHTS, encode_tensors(tensors))
+    _replace(target / PROGRAM, (json.dumps(description, indent=2) + "\n").encode())
     return target
 
 
@@ -99,14 +100,14 @@ def _untied(dyn: DynamicModel) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, ties
 
 
-def _replace(path: Path, write: Any) -> None:
+def _replace(path: Path, content: bytes) -> None:
     """Write aside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     try:
-        write(Path(aside))
-        with open(aside, "rb") as written:
-            os.fsync(written.fileno())
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(aside, path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
@@ -132,12 +133,14 @@ def _describe_leaf(leaf: Leaf) -> dict[str, Any]:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        found: Any = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing", fix="give the directory that dyncompile.save wrote") from None
+        raise CheckpointError(
+            f"{path} is missing", fix="give the directory that dyncompile.save wrote"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if type(found) is not dict or found.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not describe a dyncompile model")
     if not isinstance(found.get("version"), int) or found["version"] > VERSION:
         raise CheckpointError(
@@ -153,7 +156,9 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 def _rebuild(source: str | None) -> nn.Module:
     if source is None:
-        raise CheckpointError("the checkpoint does not say how its source is built", fix="pass it: load(dir, source=model)")
+        raise CheckpointError(
+            "the checkpoint does not say how its source is built", fix="pass it: load(dir, source=model)"
+        )
     from dyncompile import zoo
 
     if not source.startswith(("timm:", "torchvision:", "hf:")):
@@ -170,7 +175,9 @@ def _replay(description: Mapping[str, Any], model: nn.Module) -> Program:
         passes = [parse_spec(str(spec)) for spec in description["history"]]
         return apply_passes(capture(model, args, kwargs), passes)
     except DyncompileError as error:
-        raise CheckpointError(f"the checkpoint's passes cannot be replayed on this source: {error}") from error
+        raise CheckpointError(
+            f"the checkpoint's passes cannot be replayed on this source: {error}"
+        ) from error
 
 
 def _example_call(inputs: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -202,7 +209,7 @@ def _load_strictly(dyn: DynamicModel, path: Path, ties: Mapping[str, str]) -> No
     state = dyn.state_dict()
     wanted = {name: list(value.shape) for name, value in state.items() if name not in ties}
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             problems = compare_keys(wanted, found)
             if problems:

@@ -14,7 +14,10 @@ from dyncompile.program import Program, Route
 
 @dataclass(frozen=True)
 class _Term:
-    """Monomials that depend on the same choices: per choice a table [columns, monomials], and coefficients."""
+    """Monomials that depend on the same choices.
+
+    Per choice a table [columns, monomials], and coefficients.
+    """
 
     tables: dict[str, Tensor]
     coefficients: Tensor
@@ -40,7 +43,9 @@ class Macs:
         """MACs of each row of `route`; a route must name every choice. Raises RouteError."""
         missing = sorted(set(self._choices) - set(route))
         if missing:
-            raise RouteError(f"the route lacks the choices {missing}", fix="use the route that dyn.run returned")
+            raise RouteError(
+                f"the route lacks the choices {missing}", fix="use the route that dyn.run returned"
+            )
         batch = max((rows.shape[0] for rows in route.values()), default=1)
         rows = {name: value.expand(batch, -1) for name, value in route.items()}
         return sum((term.value(rows, batch) for term in self._terms), torch.zeros(batch, dtype=torch.float64))
@@ -63,6 +68,7 @@ def _terms(program: Program, polynomial: Polynomial) -> list[_Term]:
 
 def _term(choices: tuple[str, ...], members: list[tuple[dict[str, list[int]], int]]) -> _Term:
     tables = {
-        choice: torch.tensor([vectors[choice] for vectors, _ in members], dtype=torch.float64).T for choice in choices
+        choice: torch.tensor([vectors[choice] for vectors, _ in members], dtype=torch.float64).T
+        for choice in choices
     }
     return _Term(tables, torch.tensor([[n for _, n in members]], dtype=torch.float64))

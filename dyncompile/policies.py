@@ -43,7 +43,10 @@ class Smallest:
 
 @dataclass(frozen=True, slots=True)
 class Forced:
-    """The given route. One row serves the whole batch; choices that the route leaves out run at full capacity."""
+    """The given route. One row serves the whole batch.
+
+    Choices that the route leaves out run at full capacity.
+    """
 
     route: Route = field(default_factory=dict[str, Tensor])
 
@@ -64,8 +67,8 @@ class Forced:
 class Sampled:
     """Uniformly random columns, the same on every process for the same seed (supernet training).
 
-    One draw serves the whole batch; with `per_sample` every row draws its own. The draw depends on the seed and
-    on the choice's name alone, and leaves torch's global generators as they are.
+    One draw serves the whole batch; with `per_sample` every row draws its own. The draw depends on the seed
+    and on the choice's name alone, and leaves torch's global generators as they are.
     """
 
     seed: int
@@ -107,7 +110,7 @@ def route_of(choices: Mapping[str, Choice], columns: Mapping[str, int] | int, ro
         column = columns if isinstance(columns, int) else columns.get(choice.name)
         row = choice.full if column is None else choice.row(range(choice.width)[column])
         out[choice.name] = torch.tensor([row]).expand(rows, -1)
-    unknown = set() if isinstance(columns, int) else set(columns) - set(choices)
+    unknown = set[str]() if isinstance(columns, int) else set(columns) - set(choices)
     if unknown:
         raise RouteError(f"no choice is named {sorted(unknown)}", fix=f"choices are: {sorted(choices)}")
     return out

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.errors import RouteError
 from dyncompile.signature import Signature
+from dyncompile.torchlib import is_operator, is_several, items
+
+if TYPE_CHECKING:
+    from dyncompile.plan import Plan
 
 Mode = Literal["train", "eval"]
 MODES: tuple[Mode, ...] = ("train", "eval")
 
-STATE_PREFIX = "dyn"
-"""All state that passes add lives under this module name; source names never change."""
+POLICY = "policy"
+"""Name of the graph input through which decisions are asked for."""
 
 
 class Domain(Enum):
@@ -82,7 +85,10 @@ Route = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a graph sees of one choice: `rows` [B, width]; `index` is the column that all rows of the run share."""
+    """What a graph sees of one choice: `rows` [B, width].
+
+    `index` is the column that all rows of the run share.
+    """
 
     rows: Tensor
     index: int
@@ -107,15 +113,17 @@ class Program:
         choices: decision points by name.
         sized: elastic dims that a choice controls.
         history: specifications of the passes applied, in order.
+        plans: what each of them decided: sites, rejections with reasons.
         notes: remarks of capture and passes for `explain`.
     """
 
     graphs: Mapping[Mode, fx.Graph]
     state: nn.Module
     signature: Signature
-    choices: Mapping[str, Choice] = field(default_factory=dict)
-    sized: Mapping[str, Sized] = field(default_factory=dict)
+    choices: Mapping[str, Choice] = field(default_factory=dict[str, Choice])
+    sized: Mapping[str, Sized] = field(default_factory=dict[str, Sized])
     history: tuple[str, ...] = ()
+    plans: tuple[Plan, ...] = ()
     notes: tuple[str, ...] = ()
 
     def listing(self, mode: Mode = "eval") -> str:
@@ -134,10 +142,6 @@ class Program:
             digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
         return digest.hexdigest()
 
-    def with_history(self, spec: str) -> Program:
-        """This program with one more pass in its history."""
-        return replace(self, history=(*self.history, spec))
-
 
 def _line(node: fx.Node) -> str:
     if node.op in ("placeholder", "get_attr"):
@@ -149,22 +153,15 @@ def _line(node: fx.Node) -> str:
 
 
 def _target(target: Any) -> str:
-    return str(target) if isinstance(target, torch._ops.OpOverload) else target.__name__
+    return str(target) if is_operator(target) else target.__name__
 
 
 def _text(value: Any) -> str:
     if isinstance(value, fx.Node):
         return f"%{value.name}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_text, value)) + "]"
+    if is_several(value):
+        return "[" + ", ".join(map(_text, items(value))) + "]"
     return repr(value)
-
-
-def state_tensors(state: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, parameters first; tied names share one tensor object."""
-    named: dict[str, Tensor] = dict(state.named_parameters(remove_duplicate=False))
-    named.update(state.named_buffers(remove_duplicate=False))
-    return named
 
 
 def source_line(node: fx.Node) -> str:

@@ -23,11 +23,11 @@ from dyncompile.analysis.dims.algebra import (
     factor_size,
     is_prefix,
     resized,
-    size,
 )
-from dyncompile.analysis.dims.call import Given, Rewrite, Size, TensorType, bind, schema_of
+from dyncompile.analysis.dims.call import Given, Rewrite, Size, TensorType, bind
 from dyncompile.analysis.dims.facts import GraphDims
 from dyncompile.runtime import ops
+from dyncompile.torchlib import is_several, items, schema_of
 
 aten = torch.ops.aten
 Extent = int | fx.Node
@@ -148,7 +148,9 @@ class Resizer:
         total: Extent = 0
         for segment in factor.segments:
             part = self.extent(segment)
-            total = total + part if isinstance(total, int) and isinstance(part, int) else self._sum(total, part)
+            total = (
+                total + part if isinstance(total, int) and isinstance(part, int) else self._sum(total, part)
+            )
         return total
 
     def _sum(self, a: Extent, b: Extent) -> Extent:
@@ -170,7 +172,9 @@ class Resizer:
         node.meta["val"] = function(_value(a), _value(b))
         return node
 
-    def _insert(self, after: fx.Node, target: Any, args: tuple[Any, ...], like: fx.Node | None = None) -> fx.Node:
+    def _insert(
+        self, after: fx.Node, target: Any, args: tuple[Any, ...], like: fx.Node | None = None
+    ) -> fx.Node:
         with self._graph.inserting_after(after):
             node = self._graph.call_function(target, args)
         if like is not None and "val" in like.meta:
@@ -192,8 +196,8 @@ class Resizer:
     def _literal(self, value: Any, present: Mapping[str, Any]) -> Any:
         if isinstance(value, Given):
             return present[value.argument]
-        if isinstance(value, list):
-            return [self._literal(v, present) for v in value]
+        if is_several(value):
+            return [self._literal(entry, present) for entry in items(value)]
         if not isinstance(value, Size):
             return value
         if value.old is not None and not resized(value.dim, self._sizes):
@@ -239,5 +243,3 @@ def _value(extent: Extent) -> Any:
 
 def _later(a: fx.Node, b: fx.Node) -> fx.Node:
     return b if a < b else a
-
-

@@ -1,7 +1,7 @@
 """The Editor: the only code that changes graphs. It works on a copy and on both graphs at once.
 
-A pass speaks of choices, elastic dims and state names; that there is a training and an evaluation graph, and what
-their nodes are called, stays in here.
+A pass speaks of choices, elastic dims and state names; that there is a training and an evaluation graph, and
+what their nodes are called, stays in here.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from dyncompile.analysis.facts import Facts
-from dyncompile.capture.clean import POLICY, put_state
 from dyncompile.errors import SpecError
-from dyncompile.program import MODES, STATE_PREFIX, Choice, Mode, Program, Sized, state_tensors
+from dyncompile.plan import Plan
+from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Sized
 from dyncompile.resize import Resizer
 from dyncompile.runtime import ops
+from dyncompile.state import STATE_PREFIX, put_state, share_state, state_tensors
 
 
 class Editor:
@@ -35,7 +36,9 @@ class Editor:
     def add_choice(self, choice: Choice) -> None:
         """Insert a decision that only the policy takes, right after the inputs."""
         if choice.name in self._choices:
-            raise SpecError(f"there is a choice named {choice.name!r} already", fix="give this pass another name")
+            raise SpecError(
+                f"there is a choice named {choice.name!r} already", fix="give this pass another name"
+            )
         self._choices[choice.name] = choice
         for mode, graph in self._graphs.items():
             inputs = [node for node in graph.nodes if node.op == "placeholder"]
@@ -56,12 +59,14 @@ class Editor:
     def resize(self, sized: Mapping[str, Sized]) -> None:
         """Let choices decide the size of elastic dims.
 
-        Batch-norm statistics become private per column of the choice that sizes their channels (or of the only
-        choice there is): activations at different widths have different distributions. Where several choices
-        meet in one norm its statistics stay shared and are written through.
+        Batch-norm statistics become private per column of the choice that sizes their channels (or of the
+        only choice there is): activations at different widths have different distributions. Where several
+        choices meet in one norm its statistics stay shared and are written through.
         """
         statistics = self._facts.dims.statistics
-        private = {name: choice for name in sorted(statistics) if (choice := self._owner(name, sized)) is not None}
+        private = {
+            name: choice for name in sorted(statistics) if (choice := self._owner(name, sized)) is not None
+        }
         options = {name: self._private(name, choice, sized) for name, choice in private.items()}
         for mode, graph in self._graphs.items():
             self._resize_graph(mode, graph, sized, options)
@@ -82,7 +87,9 @@ class Editor:
             index = self._facts.kept(name, 0, widths)
             value = source.detach().index_select(0, index.to(source.device))
             is_full = choice.row(column) == choice.full
-            out.append(name if is_full else self.add_state(f"statistics.{choice.name}.{column}.{name}", value))
+            out.append(
+                name if is_full else self.add_state(f"statistics.{choice.name}.{column}.{name}", value)
+            )
         return out
 
     def _resize_graph(
@@ -127,8 +134,8 @@ class Editor:
         picked.meta["val"] = node.meta["val"]
         return picked
 
-    def finish(self, spec: str) -> Program:
-        """The edited program, with `spec` added to its history."""
+    def finish(self, spec: str, plan: Plan) -> Program:
+        """The edited program, with `spec` and its plan added to its history."""
         for graph in self._graphs.values():
             graph.lint()
         return replace(
@@ -138,6 +145,7 @@ class Editor:
             choices=self._choices,
             sized=self._sized,
             history=(*self._program.history, spec),
+            plans=(*self._program.plans, plan),
         )
 
 
@@ -155,11 +163,3 @@ def copy_program(program: Program, memo: dict[int, Any]) -> Program:
     """An independent program: its own tensors and graphs."""
     graphs = {mode: copy_graph(graph) for mode, graph in program.graphs.items()}
     return replace(program, graphs=graphs, state=copy.deepcopy(program.state, memo))
-
-
-def share_state(state: nn.Module) -> nn.Module:
-    """A structural copy of a module tree that holds the same tensor objects."""
-    memo = {id(t): t for t in (*state.parameters(), *state.buffers())}
-    return copy.deepcopy(state, memo)
-
-

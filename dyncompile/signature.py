@@ -26,10 +26,13 @@ class Leaf:
     @property
     def batched(self) -> bool:
         """Whether axis 0 is the batch."""
-        return bool(self.shape) and self.shape is not None and self.shape[0] is None
+        return bool(self.shape) and self.shape[0] is None
 
     def problem(self, value: Any) -> str | None:
-        """Why `value` does not fit, None if it does. Floating dtypes may differ: autocast and `.to()` change them."""
+        """Why `value` does not fit, None if it does.
+
+        Floating dtypes may differ: autocast and `.to()` change them.
+        """
         if self.shape is None:
             same = type(value) is type(self.constant) and value == self.constant
             return None if same else f"{self.path} was captured as {self.constant!r}, got {value!r}"
@@ -86,14 +89,19 @@ class Signature:
 
     def rows(self, flat: Sequence[Any]) -> int:
         """Batch size of flat inputs."""
-        sizes = {leaf.path: value.shape[0] for leaf, value in zip(self.leaves, flat, strict=True) if leaf.batched}
+        sizes = {
+            leaf.path: value.shape[0] for leaf, value in zip(self.leaves, flat, strict=True) if leaf.batched
+        }
         if len(set(sizes.values())) > 1:
             raise InputError(f"inputs disagree on the batch size: {sizes}")
         return next(iter(sizes.values()), 1)
 
 
 def bind_call(
-    forward: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any], captured: Sequence[str] | None = None
+    forward: inspect.Signature,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    captured: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Arguments by parameter name in the order of `forward`; those left at their default are not listed.
 

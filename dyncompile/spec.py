@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dyncompile.errors import DyncompileError, SpecError
 from dyncompile.registry import find_method
+from dyncompile.torchlib import items
 
 if TYPE_CHECKING:
     from dyncompile.pipeline import Pass
@@ -24,7 +25,7 @@ def render_spec(method: str, values: Mapping[str, Any]) -> str:
 
 def parse_specs(method: str | Pass | Sequence[str | Pass], config: Mapping[str, Any]) -> list[Pass]:
     """Passes from whatever `dynamize` accepts; `config` holds further fields of a single named method."""
-    many = list(method) if isinstance(method, list | tuple) else [method]
+    many: list[Any] = items(method)
     if config and (len(many) != 1 or not isinstance(many[0], str)):
         raise SpecError(
             f"fields {sorted(config)} are given next to {method!r}, which is not one method's name",
@@ -58,7 +59,7 @@ def parse_spec(text: str, config: Mapping[str, Any] | None = None) -> Pass:
 def _like(value: Any, known: Any) -> Any:
     """Lists become tuples where the field holds one, so that specs hash and compare."""
     default = known.default if known.default is not MISSING else None
-    return tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
+    return tuple(items(value)) if isinstance(default, tuple) and isinstance(value, list) else value
 
 
 def _parse_call(text: str) -> tuple[str, dict[str, tuple[Any, int]]]:
@@ -84,7 +85,9 @@ def _literal(node: ast.expr, text: str) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise SpecError("only literals may be given in a spec", where=_pointer(text, node.col_offset)) from None
+        raise SpecError(
+            "only literals may be given in a spec", where=_pointer(text, node.col_offset)
+        ) from None
 
 
 def _pointer(text: str, column: int) -> str:

@@ -1,16 +1,17 @@
 """The contract of a dynamic model, checked on the user's own model and inputs.
 
-`verify` runs every check and raises `ContractError` with all that fail. The reference is a copy of the source with
-the dynamic model's present weights, so that a trained model can be verified too.
+`verify` runs every check and raises `ContractError` with all that fail. The reference is a copy of the source
+with the dynamic model's present weights, so that a trained model can be verified too.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,14 @@ from dyncompile.analysis.facts import analyze
 from dyncompile.capture import capture
 from dyncompile.deploy import specialize
 from dyncompile.errors import ContractError
-from dyncompile.inputs import example_inputs_of, split_inputs
-from dyncompile.pipeline import apply_passes, spec_of
+from dyncompile.pipeline import apply_passes, call_of, spec_of
 from dyncompile.policies import Forced, Full, Sampled
-from dyncompile.program import STATE_PREFIX, Route
+from dyncompile.program import Route
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import plan_route
+from dyncompile.signature import bind_call
 from dyncompile.spec import parse_spec
+from dyncompile.state import STATE_PREFIX
 
 RELATIVE_TOLERANCE = 1e-5
 """For results that take other kernels (contiguous against strided weights), not for full capacity."""
@@ -58,7 +60,8 @@ class Report:
     def __str__(self) -> str:
         width = max(len(check.name) for check in self.checks)
         return "\n".join(
-            f"{'ok  ' if c.passed else 'FAIL'} {c.name:<{width}}  max abs diff {c.difference:.3g}  {c.detail}".rstrip()
+            f"{'ok  ' if c.passed else 'FAIL'} {c.name:<{width}}  "
+            f"max abs diff {c.difference:.3g}  {c.detail}".rstrip()
             for c in self.checks
         )
 
@@ -77,7 +80,9 @@ class _Subject:
         """The example call with `size` rows, repeated or cut."""
         signature = self.dyn.program.signature
         flat = signature.flatten(self.args, self.kwargs)
-        cut = [_with_rows(v, size) if leaf.batched else v for leaf, v in zip(signature.leaves, flat, strict=True)]
+        cut = [
+            _with_rows(v, size) if leaf.batched else v for leaf, v in zip(signature.leaves, flat, strict=True)
+        ]
         named: dict[str, Any] = pytree.tree_unflatten(cut, signature.structure)
         bound = signature.forward.bind_partial()
         bound.arguments.update(named)
@@ -102,7 +107,7 @@ def verify(
     Raises:
         ContractError: at least one invariant is broken; all are listed.
     """
-    args, kwargs = split_inputs(example_inputs_of(model) if example_inputs is None else example_inputs)
+    args, kwargs = call_of(model, example_inputs)
     own = copy.deepcopy(dyn)
     reference = copy.deepcopy(model)
     source = {k: v for k, v in own.state_dict().items() if not k.startswith(f"{STATE_PREFIX}.")}
@@ -112,14 +117,19 @@ def verify(
     with _exact_attention():
         report = Report(tuple(check(subject, seed) for check in CHECKS))
     if not report.passed:
-        broken = [f"{c.name}: {c.detail} (max abs diff {c.difference:.3g})" for c in report.checks if not c.passed]
+        broken = [
+            f"{c.name}: {c.detail} (max abs diff {c.difference:.3g})" for c in report.checks if not c.passed
+        ]
         raise ContractError.of_all("the dynamic model breaks its contract", broken)
     return report
 
 
 @contextmanager
-def _exact_attention() -> Iterator[None]:
-    """`nn.MultiheadAttention` takes a fused path in evaluation that no graph has (3e-5 apart): switch it off."""
+def _exact_attention() -> Generator[None]:
+    """`nn.MultiheadAttention` takes a fused path in evaluation that no graph has (3e-5 apart).
+
+    Switch it off.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -133,7 +143,8 @@ def _exact_attention() -> Iterator[None]:
 
 def check_full_eval(subject: _Subject, seed: int) -> Check:
     """At full capacity the evaluation output is the source's, bit for bit, at several batch sizes."""
-    subject.dyn.eval(), subject.reference.eval()
+    subject.dyn.eval()
+    subject.reference.eval()
     worst, tried = 0.0, list[str]()
     for size in (3, 2, 1, 0):
         args, kwargs = subject.rows(size)
@@ -162,16 +173,21 @@ def check_full_train(subject: _Subject, seed: int) -> Check:
     parts = {
         "output": difference(expected, actual),
         "gradients": difference(gradients, ours),
-        "buffers": max((difference(b, buffers[n]) for n, b in reference.named_buffers() if n in buffers), default=0.0),
+        "buffers": max(
+            (difference(b, buffers[n]) for n, b in reference.named_buffers() if n in buffers), default=0.0
+        ),
     }
     return Check(
-        "full capacity, train", max(parts.values()) == 0, max(parts.values()), ", ".join(f"{k} {v:.3g}" for k, v in parts.items())
+        "full capacity, train",
+        max(parts.values()) == 0,
+        max(parts.values()),
+        ", ".join(f"{k} {v:.3g}" for k, v in parts.items()),
     )
 
 
 def _step(module: nn.Module, seed: int, run: Callable[[], Any]) -> Any:
     module.zero_grad()
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore
     out = run()
     floats = [v for v in pytree.tree_leaves(out) if isinstance(v, Tensor) and v.requires_grad]
     torch.stack([v.float().square().mean() for v in floats]).sum().backward()  # pyright: ignore
@@ -184,7 +200,11 @@ def check_names(subject: _Subject, seed: int) -> Check:
     source = {k: list(v.shape) for k, v in subject.reference.state_dict().items()}
     problems = [f"{k} {v}" for k, v in source.items() if ours.get(k) != v]
     problems += [k for k in ours if k not in source and not k.startswith(f"{STATE_PREFIX}.")]
-    return Check("state names", not problems, detail=", ".join(problems[:5]) or f"{len(source)} source keys, {len(ours) - len(source)} new")
+    return Check(
+        "state names",
+        not problems,
+        detail=", ".join(problems[:5]) or f"{len(source)} source keys, {len(ours) - len(source)} new",
+    )
 
 
 # -- routes -----------------------------------------------------------------------------------------
@@ -199,22 +219,28 @@ def check_specialize(subject: _Subject, seed: int) -> Check:
         static = specialize(subject.dyn, route)
         with torch.no_grad():
             expected = subject.dyn.run(*args, policy=Forced(route), **kwargs)[0]
-            actual = static(*subject.dyn.program.signature.flatten(args, kwargs))
+            actual = static(*_tensor_arguments(subject, args, kwargs))
         worst = max(worst, difference(expected, actual))
         relative = max(relative, difference(expected, actual) / scale(expected))
     return Check("specialize", relative <= RELATIVE_TOLERANCE, worst, f"{len(subject.routes)} routes")
+
+
+def _tensor_arguments(subject: _Subject, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments of a call that a specialized network takes: those that hold a tensor."""
+    named = bind_call(subject.dyn.program.signature.forward, args, kwargs)
+    return [v for v in named.values() if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(v))]
 
 
 def check_cost(subject: _Subject, seed: int) -> Check:
     """MACs of a route are those counted on its static network (FlopCounterMode / 2, attention included)."""
     subject.dyn.eval()
     args, kwargs = subject.rows(1)
-    flat = subject.dyn.program.signature.flatten(args, kwargs)
+    tensors = _tensor_arguments(subject, args, kwargs)
     full = plan_route(Full(), subject.dyn.choices, 1)
     pairs = [(float(subject.dyn.macs(full)[0]), count_macs(lambda: subject.reference(*args, **kwargs)))]
     for route in subject.routes:
         static = specialize(subject.dyn, route)
-        pairs.append((float(subject.dyn.macs(route)[0]), count_macs(lambda run=static: run(*flat))))
+        pairs.append((float(subject.dyn.macs(route)[0]), count_macs(partial(static, *tensors))))
     worst = max(abs(ours - counted) for ours, counted in pairs)
     unmodeled = sorted(set(subject.dyn.facts.macs.unmodeled.values()))
     note = f"; not modeled: {', '.join(unmodeled)}" if unmodeled else ""
@@ -222,7 +248,10 @@ def check_cost(subject: _Subject, seed: int) -> Check:
 
 
 def count_macs(run: Callable[[], Any]) -> float:
-    """MACs of a call by torch's own counter; gradients on and unfused attention, or it misses attention on CPU."""
+    """MACs of a call by torch's own counter.
+
+    Gradients on and unfused attention, or it misses attention on CPU.
+    """
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 2
@@ -247,7 +276,11 @@ def check_sparse(subject: _Subject, seed: int) -> Check:
 
 def check_gradients(subject: _Subject, seed: int) -> Check:
     """Task loss and cost each reach every decision net."""
-    gates = [name for name, p in subject.dyn.named_parameters() if name.startswith(f"{STATE_PREFIX}.") and p.requires_grad]
+    gates = [
+        name
+        for name, p in subject.dyn.named_parameters()
+        if name.startswith(f"{STATE_PREFIX}.") and p.requires_grad
+    ]
     if not gates:
         return Check("gradients of decision nets", True, detail="no decision net in this model")
     return Check("gradients of decision nets", False, detail=f"no policy of this release trains {gates[:3]}")
@@ -276,9 +309,13 @@ def check_purity(subject: _Subject, seed: int) -> Check:
 def check_types(subject: _Subject, seed: int) -> Check:
     """Every dim of every input is typed or frozen, with a reason, and both graphs agree."""
     dims = subject.dyn.facts.dims
-    problems = [f"{note.operator} at {note.node}: {note.reason}" for note in (*dims.gaps, *dims.disagreements)]
+    problems = [
+        f"{note.operator} at {note.node}: {note.reason}" for note in (*dims.gaps, *dims.disagreements)
+    ]
     problems += [f"{axis.tensor}[{axis.axis}] has no reason" for axis in dims.frozen if not axis.reason]
-    return Check("dimension types", not problems, detail="; ".join(problems[:3]) or f"{len(dims.elastic)} elastic dims")
+    return Check(
+        "dimension types", not problems, detail="; ".join(problems[:3]) or f"{len(dims.elastic)} elastic dims"
+    )
 
 
 CHECKS: Sequence[Callable[[_Subject, int], Check]] = (
@@ -319,12 +356,16 @@ def _difference(a: Any, b: Any) -> float:
 
 
 def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+    return dict(cast("Mapping[Any, Any]", value)) if isinstance(value, Mapping) else value
 
 
 def scale(value: Any) -> float:
     """Largest magnitude in a structure of tensors, at least 1e-12."""
-    floats = [v for v in pytree.tree_leaves(_plain(value)) if isinstance(v, Tensor) and v.is_floating_point() and v.numel()]
+    floats = [
+        v
+        for v in pytree.tree_leaves(_plain(value))
+        if isinstance(v, Tensor) and v.is_floating_point() and v.numel()
+    ]
     return max([float(v.abs().max()) for v in floats], default=1.0) or 1e-12
 
 

@@ -1,4 +1,6 @@
 """The methods, one file each. Import them as `dyncompile.passes`."""
 
 if __name__ != "dyncompile.passes":
-    raise ImportError("import the passes as dyncompile.passes: under another name their classes would exist twice")
+    raise ImportError(
+        "import the passes as dyncompile.passes: under another name their classes would exist twice"
+    )

@@ -8,7 +8,8 @@ positions, so that one set of weights holds nested networks. At ratio 1 nothing 
             y = conv2d(x, prefix(W, (n, m)), prefix(b, (n,)))
 
 The default ratios 0.25, 0.5, 0.75, 1 are a common choice for slimmable networks; they are configuration, not
-numbers verified against the papers. Per-width batch-norm statistics with a shared affine follow DS-Net's code.
+numbers verified against the papers. Per-width batch-norm statistics with a shared affine follow DS-Net's
+code.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Slicing:
     """Width slicing of any network.
 
     Attributes:
-        ratios: shares of each dim that can be kept, ascending; 1.0 is added if missing.
-        per: one choice for the whole model, per stage (runs of one resolution), or per elastic dim.
-        divisor: kept channels are rounded to multiples of this; attention heads and groups count with their width.
-        minimum: no dim keeps fewer channels than this.
-        embedding: also slice a residual stream that is layer-normalized (a transformer's embedding dim). It is not
+        ratios: shares of each dim that can be kept, ascending; 1.0 is added if missing. per: one choice for
+        the whole model, per stage (runs of one resolution), or per elastic dim. divisor: kept channels are
+        rounded to multiples of this; attention heads and groups count with their width. minimum: no dim keeps
+        fewer channels than this. embedding: also slice a residual stream that is layer-normalized (a
+        transformer's embedding dim). It is not
             zero-equivalent: sub-networks normalize over what they keep.
         include, exclude: regular expressions, searched in the names of elastic dims.
         name: prefix of the choices, so that the pass can be applied twice.
@@ -56,7 +57,9 @@ class Slicing:
     def __post_init__(self) -> None:
         bad = [r for r in self.ratios if not 0 < r <= 1]
         if bad or not self.ratios:
-            raise SpecError(f"ratios must lie in (0, 1], got {bad or 'none'}", fix="e.g. ratios=(0.25, 0.5, 1.0)")
+            raise SpecError(
+                f"ratios must lie in (0, 1], got {bad or 'none'}", fix="e.g. ratios=(0.25, 0.5, 1.0)"
+            )
         if self.per not in ("model", "stage", "dim"):
             raise SpecError(f"per must be model, stage or dim, got {self.per!r}")
         if self.divisor < 1 or self.minimum < 1:
@@ -95,6 +98,8 @@ class Slicing:
         self, one: ElasticFacts, chosen: Sequence[ElasticFacts], program: Program, facts: Facts
     ) -> str | None:
         name = one.dim.name
+        if name in facts.dead:
+            return "nothing reads it: specialized networks leave it out"
         if name in program.sized:
             return f"choice {program.sized[name].choice!r} sizes it already"
         if self.include and not re.search(self.include, name):
@@ -107,7 +112,8 @@ class Slicing:
         if not self.embedding and is_normalized_stream(one, facts):
             return f"a residual stream under {one.mixed[0].how}: set embedding=True to slice it"
         if len(set(self._sizes(one, facts))) == 1:
-            return f"{one.dim.size} positions leave nothing to choose with divisor {self.divisor}, minimum {self.minimum}"
+            rounding = f"divisor {self.divisor}, minimum {self.minimum}"
+            return f"{one.dim.size} positions leave nothing to choose with {rounding}"
         return None
 
     def _sizes(self, one: ElasticFacts, facts: Facts) -> tuple[int, ...]:
@@ -155,7 +161,10 @@ def _by_preference(facts: Facts) -> list[ElasticFacts]:
 
 
 def _channels_per_position(one: ElasticFacts, facts: Facts) -> int:
-    """How many channels one position stands for in the first tensor: the head dim for a head, 1 for a channel."""
+    """How many channels one position stands for in the first tensor.
+
+    The head dim for a head, 1 for a channel.
+    """
     tensor, axis = one.carriers[0]
     return max(1, *(_inner(dim, one.dim.name) for dim in (facts.dims.state[tensor][axis],)), 1)
 

@@ -28,14 +28,14 @@ def _no_fast_path() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@settings(FEW, max_examples=14)
+@settings(FEW, max_examples=13)
 @given(cnns())
 def test_cnns(net: Net) -> None:
     _check(net)
 
 
 @pytest.mark.slow
-@settings(FEW, max_examples=11)
+@settings(FEW, max_examples=10)
 @given(transformer_nets())
 def test_transformer_nets(net: Net) -> None:
     _check(net)

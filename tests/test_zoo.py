@@ -178,10 +178,26 @@ def zeroed_net() -> Any:
 def test_randomize_leaves_no_constant() -> None:
     net = randomize(zeroed_net())
     assert all(tensor.std() > 1e-2 for tensor in net.state_dict().values() if tensor.ndim)
-    assert net[1].running_var.min() >= 0.5
     assert net.scale.min() >= 0.5
     net(torch.randn(8, 4)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net[:1].parameters())
+    assert (net.training, net[1].training, net[1].momentum) == (True, True, 0.1)
+
+
+def test_randomized_deep_net_tells_images_apart() -> None:
+    """With statistics that fit no activation, two images differ by 1e-8 behind 50 batch norms."""
+    source = load("torchvision:mobilenet_v2")
+    randomize(source.model, seed=3, inputs=(source.args, source.kwargs))
+    first, second = source.model(*source.args)
+    assert (first - second).abs().mean() > 0.05 * first.std()
+    assert 0.01 < first.std() < 100
+
+
+def test_randomize_moves_statistics_without_inputs() -> None:
+    net = nn.ModuleList([nn.Bilinear(3, 4, 5), nn.BatchNorm1d(5)])
+    norm: Any = randomize(net)[1]
+    assert norm.running_mean.std() > 1e-2
+    assert norm.running_var.std() > 1e-2
 
 
 def test_randomize_depends_on_its_seed_only() -> None:
@@ -192,7 +208,8 @@ def test_randomize_depends_on_its_seed_only() -> None:
     torch.rand(3)
     randomize(again, seed=1)
     randomize(other, seed=2)
-    assert torch.equal(first[3].weight, again[3].weight)
+    pairs = zip(first.state_dict().values(), again.state_dict().values(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
     assert not torch.equal(first[3].weight, other[3].weight)
     assert torch.equal(first[0].weight, other[0].weight)  # was random already
 

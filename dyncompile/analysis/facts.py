@@ -12,6 +12,7 @@ from torch import fx
 
 from dyncompile.analysis.dims.algebra import Widths, active, elastics, is_batched, kept
 from dyncompile.analysis.dims.call import flat_types
+from dyncompile.analysis.dims.dead import dead_dims
 from dyncompile.analysis.dims.facts import DimFacts, GraphDims, dim_facts
 from dyncompile.analysis.macs import MacsFacts, macs_facts
 from dyncompile.analysis.regions import Regions, find_regions, stages
@@ -27,6 +28,7 @@ class Facts:
         dims: dimension types: what is elastic, what is frozen and why.
         regions: residual branches and the trunk of the evaluation graph.
         macs: multiply-accumulates per node as polynomials in elastic dims.
+        dead: elastic dims that nothing reads; a static network does without them.
         stage_of: elastic name -> stage index (a run of the trunk at one resolution).
         parameters: parameter name -> number of elements.
     """
@@ -34,6 +36,7 @@ class Facts:
     dims: DimFacts
     regions: Regions
     macs: MacsFacts
+    dead: frozenset[str]
     stage_of: Mapping[str, int]
     parameters: Mapping[str, int]
 
@@ -71,7 +74,10 @@ def analyze(program: Program) -> Facts:
         dims=dims,
         regions=regions,
         macs=macs_facts(graph, dims.graphs["eval"]),
-        stage_of=_elastic_stages(graph, dims, stages(graph, regions, _resolution(dims.graphs["eval"]), DECISIONS)),
+        dead=dead_dims(program, dims),
+        stage_of=_elastic_stages(
+            graph, dims, stages(graph, regions, _resolution(dims.graphs["eval"]), DECISIONS)
+        ),
         parameters={name: p.numel() for name, p in program.state.named_parameters()},
     )
 

@@ -1,35 +1,49 @@
 """The data flow of one captured graph: which nodes depend on an input, through what, and what dominates them.
 
-Parameters, constants and shape arithmetic carry no data: a size read from a tensor, or noise drawn in a tensor's
-shape, does not depend on its values. Decisions carry none either, so that analyses see the network, not its
-steering. Writing into a view (``attn[:, 1:] += bias``) leaves no edge in the graph: later readers of that memory
-name a node from before the write. They depend on the writing node here.
+Parameters, constants and shape arithmetic carry no data: a size read from a tensor, or noise drawn in a
+tensor's shape, does not depend on its values. Decisions carry none either, so that analyses see the network,
+not its steering. Writing into a view (``attn[:, 1:] += bias``) leaves no edge in the graph: later readers of
+that memory name a node from before the write. They depend on the writing node here.
 """
 
 from __future__ import annotations
 
 import heapq
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import networkx
 import torch
 from torch import Tensor, fx
 
+from dyncompile.torchlib import schema_of, tensors_in
+
 Target = Callable[..., Any] | str
 
 _CONTRACTIONS = frozenset(
-    """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear bilinear einsum
-    matmul mm bmm mv addmm addbmm baddbmm scaled_dot_product_attention lstm gru rnn_tanh rnn_relu""".split()  # noqa: SIM905
+    (
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        *("convolution", "linear", "bilinear", "einsum", "matmul", "mm", "bmm", "mv", "addmm", "addbmm"),
+        *("baddbmm", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"),
+    )
 )
 
+_PROJECTING = frozenset(
+    (
+        *("batch_norm", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d", "pad", "constant_pad_nd"),
+        *("contiguous", "dropout", "flatten", "permute", "reshape", "slice", "transpose", "view"),
+    )
+)
+"""What may stand between the contractions of a projection, as in a depthwise-separable shortcut."""
+
 _FIRST_IS_SHAPE = frozenset(
-    """new_empty new_zeros new_ones new_full empty_like zeros_like ones_like full_like rand_like randn_like
-    randint_like bernoulli_ fill_ zero_ normal_ uniform_""".split()  # noqa: SIM905
+    (
+        *("new_empty", "new_zeros", "new_ones", "new_full", "empty_like", "zeros_like", "ones_like"),
+        *("full_like", "rand_like", "randn_like", "randint_like"),
+        *("bernoulli_", "fill_", "zero_", "normal_", "uniform_"),
+    )
 )
 """Operators that read no more of their first operand than its shape, or overwrite all of it."""
 
@@ -47,10 +61,11 @@ class Flow:
 
     Attributes:
         operands: what each node reads, hidden writes included; `users` is the reverse.
-        sources: for each node that depends on an input, those of its operands that do and whose values matter.
+        sources: for each node that depends on an input, its operands that do and whose values matter.
         order: position of all nodes in the graph; None, a virtual root above all inputs, comes first.
         dominator: the immediate dominator of each node in `sources`.
         calls: the nodes of each module call.
+        dead: nodes that no output depends on: checks, counters, leftovers.
     """
 
     operands: Mapping[fx.Node, Sequence[fx.Node]]
@@ -59,10 +74,11 @@ class Flow:
     order: Mapping[fx.Node | None, int]
     dominator: Mapping[fx.Node, fx.Node | None]
     calls: Mapping[str, Sequence[fx.Node]]
+    dead: Collection[fx.Node]
 
     @classmethod
     def of(cls, graph: fx.Graph, decisions: Collection[Target] = ()) -> Flow:
-        """The flow of `graph`, in which nodes whose target is in `decisions` carry no data."""
+        """The flow of `graph`; nodes whose target is in `decisions` carry no data."""
         operands = _operands(graph)
         users: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
         calls: defaultdict[str, list[fx.Node]] = defaultdict(list)
@@ -77,7 +93,9 @@ class Flow:
             if data or node.op == "placeholder":
                 sources[node] = data
         order: dict[fx.Node | None, int] = {node: index for index, node in enumerate(operands)}
-        return cls(operands, users, sources, order | {None: -1}, dominators(sources), calls)
+        return cls(
+            operands, users, sources, order | {None: -1}, dominators(sources), calls, _dead(operands, users)
+        )
 
     def meet(self, first: fx.Node | None, *others: fx.Node | None) -> fx.Node | None:
         """The nearest common dominator; a node dominates itself."""
@@ -89,7 +107,7 @@ class Flow:
         return first
 
     def between(self, upper: fx.Node | None, node: fx.Node) -> set[fx.Node]:
-        """Everything on the ways from `upper`, itself left out, to `node`; from all inputs where it is None."""
+        """Everything on the ways from `upper`, itself left out, to `node`; None: from all inputs."""
         behind: set[fx.Node] = set()
         ahead = [node]
         while ahead:
@@ -121,17 +139,19 @@ class Flow:
         """How many of `nodes` are contractions with parameters."""
         return sum(map(self.contracts, nodes))
 
+    def projects(self, nodes: Iterable[fx.Node]) -> bool:
+        """Whether `nodes` are a linear map, or a chain of such, apart from pooling."""
+        data = (node for node in nodes if node in self.sources)
+        return all(self.contracts(node) or _op_name(node) in _PROJECTING for node in data)
+
     def exclusive(self, output: fx.Node) -> set[fx.Node]:
-        """The nodes all of whose uses lead to `output`, itself included, with the side effects that are theirs."""
+        """`output` and all nodes whose uses lead to it, with the side effects that are theirs alone."""
         members = self._grown({output})
         return self._grown(members | self._counters(members))
 
     def uses(self, node: fx.Node) -> list[fx.Node]:
-        """The users for the value's sake: checks, counters and dead ends do not count."""
-        return [user for user in self.users.get(node, ()) if not self._loose(user)]
-
-    def _loose(self, node: fx.Node) -> bool:
-        return node.op != "output" and not self.users.get(node)
+        """The users that count: all but dead ends."""
+        return [user for user in self.users.get(node, ()) if user not in self.dead]
 
     def _grown(self, seeds: set[fx.Node]) -> set[fx.Node]:
         # Latest first: when a node's turn comes, its users have had theirs.
@@ -143,22 +163,29 @@ class Flow:
             needless = node.op != "placeholder" and grown.issuperset(self.uses(node))
             if node in grown or not (node in seeds or needless):
                 continue
-            fresh = {node, *filter(self._loose, self.users.get(node, ()))} - grown
-            grown |= fresh
+            fresh = self._with_dead_ends(node)
+            grown.update(fresh)
             for operand in {operand for member in fresh for operand in self.operands[member]}:
                 heapq.heappush(ahead, (-self.order[operand], operand))
         return grown
 
+    def _with_dead_ends(self, node: fx.Node) -> list[fx.Node]:
+        reached = [node]
+        for here in reached:
+            fresh = (user for user in self.users.get(here, ()) if user in self.dead)
+            reached.extend(user for user in fresh if user not in reached)
+        return reached
+
     def _counters(self, members: set[fx.Node]) -> set[fx.Node]:
-        """Side effects that read no member (a batch counter), of module calls that lie wholly in `members`."""
+        """Side effects that read no member (batch counters), of module calls that lie wholly in `members`."""
         names = {_module_call(node) for node in members if node in self.sources} - {""}
         calls = [self.calls[name] for name in names]
         whole = [call for call in calls if all(node in members for node in call if node in self.sources)]
-        return {node for call in whole for node in call if self._loose(node)}
+        return {node for call in whole for node in call if node in self.dead and not self.users.get(node)}
 
 
 def dominators(sources: Mapping[fx.Node, Sequence[fx.Node]]) -> dict[fx.Node, fx.Node | None]:
-    """The immediate dominator of every node that is reached from one without sources; of those it is None."""
+    """The immediate dominator of every node that one without sources leads to; None for those."""
     # networkx refuses None as a node, hence a word for the virtual root.
     edges = [(source, node) for node, read in sources.items() for source in (read or ("root",))]
     if not edges:
@@ -169,26 +196,13 @@ def dominators(sources: Mapping[fx.Node, Sequence[fx.Node]]) -> dict[fx.Node, fx
 
 def carries_tensor(node: fx.Node) -> bool:
     """Whether a tensor is among the node's values; a node of unknown value counts."""
-    value = tensor(node) if "val" not in node.meta else node.meta["val"]
-    values = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else (value,)
-    return any(isinstance(item, Tensor) for item in values)
+    return "val" not in node.meta or bool(tensors_in(node.meta["val"]))
 
 
 def tensor(node: fx.Node) -> Tensor:
-    """The node's abstract value; an empty tensor where a pass has inserted it without one, or it is no tensor."""
+    """The node's abstract value; an empty tensor if it states none, or none that is a tensor."""
     value = node.meta.get("val")
     return value if isinstance(value, Tensor) else torch.empty(0)
-
-
-def source_line(node: fx.Node) -> str | None:
-    """``file:line in function: code`` of the innermost call outside PyTorch, None if nothing is recorded."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
-    return "{}:{} in {}: {}".format(*own[-1]) if own else None
-
-
-_FRAME = re.compile(r'File "(.+)", line (\d+), in (.+)\n\s+(.+)')
-_TORCH = f"{Path(torch.__file__).parent}/"
 
 
 def _op_name(node: fx.Node) -> str:
@@ -207,28 +221,37 @@ def _shape_operand(node: fx.Node) -> object:
 
 
 def _operands(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """What each node reads: its inputs, and whatever has written into their memory since they were made."""
+    position = {node: index for index, node in enumerate(graph.nodes)}
     origin: dict[fx.Node, fx.Node] = {}
     writers: dict[fx.Node, fx.Node] = {}
-    position = {node: index for index, node in enumerate(graph.nodes)}
     operands: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         read = node.all_input_nodes
-        last = {operand: writers.get(origin[operand], operand) for operand in read}
-        hidden = [last[operand] for operand in read if position[last[operand]] > position[operand]]
-        operands[node] = list(dict.fromkeys([*read, *hidden]))
+        last = [(operand, writers[origin[operand]]) for operand in read if origin[operand] in writers]
+        hidden = {writer for operand, writer in last if position[writer] > position[operand]}
+        operands[node] = [*read, *sorted(hidden.difference(read))]
         origin[node] = origin[read[0]] if read and _aliases(node) else node
         writers |= {origin[memory]: node for memory in _written(node)}
     return operands
 
 
+def _dead(operands: Iterable[fx.Node], users: Mapping[fx.Node, Sequence[fx.Node]]) -> set[fx.Node]:
+    dead: set[fx.Node] = set()
+    for node in reversed(list(operands)):
+        if node.op != "output" and dead.issuperset(users.get(node, ())):
+            dead.add(node)
+    return dead
+
+
 def _aliases(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     stated = schema is not None and any(value.alias_info is not None for value in schema.returns)
     return stated or _op_name(node) in _MAY_ALIAS
 
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
         if isinstance(value, fx.Node) and argument.alias_info is not None and argument.alias_info.is_write:
             yield value

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from torch import fx
 
 from dyncompile.analysis.dims.algebra import BATCH, Dim, Elastic, Factor, Sum, Widths, factor_size
-from dyncompile.analysis.dims.call import bind, schema_of
+from dyncompile.analysis.dims.call import bind
 from dyncompile.analysis.dims.facts import GraphDims
 from dyncompile.runtime.ops import DECISIONS
+from dyncompile.torchlib import items, schema_of
 
 Polynomial = Mapping[tuple[Elastic, ...], int]
 """Monomial (elastic dims with repetition, sorted by name) -> coefficient."""
@@ -126,5 +127,5 @@ def covered(polynomial: Polynomial, names: Iterable[str]) -> int:
 def _has_weights(node: fx.Node) -> bool:
     """Whether a node reads a parameter directly (an operator such as an LSTM, not a pointwise one on activations)."""
     arguments = bind(node) if schema_of(node.target) is not None else {}
-    flat = [a for value in arguments.values() for a in (value if isinstance(value, list | tuple) else [value])]
-    return any(isinstance(a, fx.Node) and a.op == "get_attr" for a in flat)
+    flat = [entry for value in arguments.values() for entry in items(value)]
+    return any(isinstance(entry, fx.Node) and entry.op == "get_attr" for entry in flat)

@@ -1,26 +1,29 @@
 """Residual branches, trunk and stages of one captured graph, from its data flow alone.
 
-**Branch.** An add ``exit = kept + output`` is the end of a branch if ``output`` can be left out: nothing but the
-add needs it, and ``kept`` has the shape and dtype of the sum. The *body* is every node whose uses all lead to
-``output``: what need not run when the branch is skipped. It may read values from outside (an attention mask, an
-encoder's output, a norm that two branches share). What the body computes and something else uses too is not part
-of it: such a branch shrinks to what follows that value. A body holds at least one contraction with a parameter:
-adding a position embedding or a mask is not a branch. Branches nest.
+**Branch.** An add ``exit = kept + output`` is the end of a branch if ``output`` can be left out: nothing
+but the add needs it, and ``kept`` has the shape and dtype of the sum. The *body* is every node whose uses
+all lead to ``output``: what need not run when the branch is skipped. It may read values from outside (an
+attention mask, an encoder's output, a norm that two branches share). What the body computes and something
+else uses too is not part of it: such a branch shrinks to what follows that value. A body holds at least
+one contraction with a parameter: adding a position embedding or a mask is not a branch. Branches nest.
 
-- *Identity*: ``kept`` is the entry. The body reads it, or something that it dominates, or does so with an earlier
-  value of the same stream: in ``(x + attn(n)) + mlp(n)`` the second branch starts at the first one's exit.
-- *Shortcut*: both operands are computed for the add alone, from one entry with no contraction on the way to them.
-  The shortcut is the side with fewer contractions (then with fewer parameters), reads one value, and has at most
-  one contraction: two longer sides are parallel main paths. A sum of side paths that joins the stream as one
-  value, ``x + (attn(n) + mlp(n))``, is therefore one branch.
+- *Identity*: ``kept`` is the entry. The body reads it, or something that it dominates, or does so with an
+  earlier value of the same stream: in ``(x + attn(n)) + mlp(n)`` the second branch starts where the first
+  ends.
+- *Shortcut*: both operands are computed for the add alone, from one entry with no contraction on the way
+  to them. The shortcut is the side with fewer contractions (then with fewer parameters). It reads one
+  value, and is a projection: at most one contraction, or several with nothing but norms and pools
+  between. Two sides of more are parallel main paths; ``x + (attn(n) + mlp(n))`` is therefore one branch,
+  which holds both.
 
-**Refusal.** Any other add of two values that depend on the input, with the reason. Not reported is arithmetic: no
-contraction with a parameter lies between the add and its immediate dominator (rotary embeddings, GELU), or one
-operand comes from an input without any (masks, embeddings). A refused add may lie in the body of a branch.
+**Refusal.** Any other add of two values that depend on the input, with the reason. Not reported is
+arithmetic: no contraction with a parameter lies between the add and its immediate dominator (rotary
+embeddings, GELU), or one operand comes from an input without any (masks, embeddings). A refused add may
+lie in the body of a branch.
 
 **Trunk.** The dominators of the main output after every branch is contracted to an edge from its entry to its
-exit, so that masks and encoders, which enter through bodies, do not hide the stream. The main output is the first
-one that no other output is computed from.
+exit, so that masks and encoders, which enter through bodies, do not hide the stream. The main output is the
+first one that no other output is computed from.
 """
 
 from __future__ import annotations
@@ -30,18 +33,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import torch
 from torch import Tensor, fx
 
-from dyncompile.analysis.flow import Flow, Target, dominators, source_line, tensor
+from dyncompile.analysis.flow import Flow, Target, dominators, tensor
+from dyncompile.program import source_line
 
 
 @dataclass(frozen=True)
 class Branch:
     """``exit = entry + body(entry)`` or ``shortcut(entry) + body(entry)``; all but `name` are node names.
 
-    Skipping it means: the add gives its other operand, which is `entry` where `shortcut` is empty, and nothing in
-    `body` runs. `body` and `shortcut` are in topological order and hold the ``get_attr`` nodes of parameters and
-    the side effects (batch counters, metadata checks) that are theirs alone. `output` is the operand that goes.
+    Skipping it means: the add gives its other operand, which is `entry` where `shortcut` is empty, and
+    nothing in `body` runs. `body` and `shortcut` are in topological order and hold the ``get_attr`` nodes
+    of parameters and the side effects (batch counters, metadata checks) that are theirs alone. `output`
+    is what is not added.
     """
 
     name: str
@@ -54,7 +60,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An add of two values that is no removable branch: its module path, node, why, and the user's source line."""
+    """An add that ends no removable branch: its module path and node, why, and the user's source line."""
 
     name: str
     node: str
@@ -89,7 +95,7 @@ def find_regions(graph: fx.Graph, decisions: Collection[Target] = ()) -> Regions
     names, others = _Names(), _Names()
     branches = [_branch(flow, names, exit, what) for exit, what in found.items()]
     refusals = [
-        Refusal(others.new([node]), node.name, why, source_line(node)) for node, why in refused.items()
+        Refusal(others.new([add]), add.name, why, source_line(add) or None) for add, why in refused.items()
     ]
     return Regions(tuple(branches), tuple(refusals), tuple(node.name for node in _trunk(flow, graph, found)))
 
@@ -99,24 +105,25 @@ _ADDS = ("aten.add.Tensor", "aten.add_.Tensor")
 
 @dataclass(frozen=True)
 class _Side:
-    """One operand of an add: the nodes that run for it alone (none if others use it) and the data these read."""
+    """One operand of an add: the nodes that run for it alone (none if others use it) and what these read."""
 
     output: fx.Node
     members: frozenset[fx.Node]
     reads: frozenset[fx.Node]
     contractions: int
     parameters: int
+    projects: bool
 
     @classmethod
     def of(cls, flow: Flow, output: fx.Node, exit: fx.Node) -> _Side:
         needless = flow.uses(output) == [exit] and output.op != "placeholder"
         members = flow.exclusive(output) if needless else set[fx.Node]()
         reads = {source for node in members for source in flow.sources.get(node, ())} - members
-        weights = {
-            operand for node in members for operand in node.all_input_nodes if operand.op == "get_attr"
-        }
-        parameters = sum(tensor(weight).numel() for weight in weights)
-        return cls(output, frozenset(members), frozenset(reads), flow.contractions(members), parameters)
+        operands = {operand for node in members for operand in node.all_input_nodes}
+        parameters = sum(tensor(operand).numel() for operand in operands if operand.op == "get_attr")
+        contractions = flow.contractions(members)
+        projects = contractions <= 1 or flow.projects(members)
+        return cls(output, frozenset(members), frozenset(reads), contractions, parameters, projects)
 
 
 @dataclass(frozen=True)
@@ -168,12 +175,11 @@ def _shortcut(flow: Flow, exit: fx.Node, short: _Side, body: _Side) -> _Found | 
     entry = _common_entry(flow, short, body)
     if entry is None:
         return f"its sides start from different values: {_listed(short.reads)} and {_listed(body.reads)}"
-    if short.contractions > 1:
-        return (
-            f"its sides are parallel main paths of {short.contractions} and {body.contractions} contractions"
-        )
+    if not short.projects:
+        counts = f"{short.contractions} and {body.contractions} contractions"
+        return f"its sides are parallel main paths of {counts}: neither is a shortcut"
     if (short.contractions, short.parameters) == (body.contractions, body.parameters):
-        return "its sides have equally many contractions and parameters: neither is the shortcut"
+        return "its sides have equally many contractions and parameters: neither is the shortcut of the other"
     return _unlike(exit, short.output) or _Found(entry, body, short)
 
 
@@ -181,7 +187,7 @@ def _common_entry(flow: Flow, short: _Side, body: _Side) -> fx.Node | None:
     """The nearest value that both sides start from: at most norms, activations and pools lie between."""
     if len(short.reads) != 1:
         return None
-    start = min(short.reads)
+    (start,) = short.reads
     entries: list[fx.Node] = []
     for read in body.reads:
         entry = flow.meet(read, start)
@@ -223,10 +229,14 @@ def _unlike(exit: fx.Node, kept: fx.Node) -> str | None:
         return f"`{kept}`, which would remain, enters scaled by {alpha}"
     one, both = tensor(kept), tensor(exit)
     # Symbolic sizes are those of the batch; two inputs have two symbols for the same one.
-    grows = any(n == 1 and m != 1 for n, m in zip(one.shape, both.shape, strict=False) if isinstance(n, int))
+    grows = any(_is_one(n) and not _is_one(m) for n, m in zip(one.shape, both.shape, strict=False))
     if grows or one.ndim != both.ndim or one.dtype != both.dtype:
         return f"`{kept}`, which would remain, is {_kind(one)}, but the sum is {_kind(both)}"
     return None
+
+
+def _is_one(size: int | torch.SymInt) -> bool:
+    return isinstance(size, int) and size == 1
 
 
 def _kind(value: Tensor) -> str:
@@ -234,7 +244,7 @@ def _kind(value: Tensor) -> str:
 
 
 class _Names:
-    """Unique names: the innermost common module path, followed by ``#2`` and so on from its second use on."""
+    """Unique names: the innermost common module path, and ``#2`` and so on from its second use on."""
 
     def __init__(self) -> None:
         self._used: Counter[str] = Counter()
@@ -293,17 +303,18 @@ def stages(
     """Stage of every node: a stage is a run of the trunk at one resolution.
 
     `resolution` gives the number of positions of a node: the product of the sizes that are neither batch nor
-    channels, 1 for pooled values. A trunk node that it lacks has that of the trunk node before. From the runs of
-    equal resolution along the trunk, stages come by these rules, in this order:
+    channels, 1 for pooled values. A trunk node that it lacks has that of the trunk node before. From the runs
+    of equal resolution along the trunk, stages come by these rules, in this order:
 
     1. A run without a contraction, in its nodes or in the regions between them, goes with the run after it.
-    2. The stem, everything before the run in which the first branch ends, is part of the first stage; without
-       branches, the first region between two trunk nodes that holds a contraction takes that place.
-    3. The head, pooled runs (resolution 1) at the end in which no branch ends, is part of the last stage.
+    2. The stem, everything before the run in which the first branch ends, is part of the first stage. Without
+       branches, the first region beside the trunk that holds a contraction takes that place.
+    3. The head, everything from the first pooled node (resolution 1) after the last branch or region on, is part
+       of the last stage, whatever its resolution: the width of a classifier may look like positions.
 
-    A node beside the trunk has the stage of the trunk node that follows its nearest trunk ancestor (its nearest
-    trunk dominator, if it is on the way to the output): a region belongs to where it ends. Nodes that nothing on
-    the trunk leads to (parameters, masks, an encoder) have the stage of their first user.
+    A node beside the trunk has the stage of the trunk node that follows its nearest trunk ancestor (its
+    nearest trunk dominator, if it is on the way to the output): a region belongs to where it ends. Nodes
+    that nothing on the trunk leads to (parameters, masks, an encoder) have the stage of their first user.
     """
     flow = Flow.of(graph, decisions)
     place = _places(flow, graph, {name: index for index, name in enumerate(regions.trunk)})
@@ -312,7 +323,8 @@ def stages(
     busy = {place[node] for node in flow.sources if flow.contracts(node)}
     beside = {place[node] for node in flow.sources if flow.contracts(node) and node.name not in regions.trunk}
     exits = {regions.trunk.index(branch.exit) for branch in regions.branches if branch.exit in regions.trunk}
-    runs = _with_work(_runs(regions.trunk, resolution), busy)
+    sizes = _pooled(_sizes(regions.trunk, resolution), max(exits or beside, default=-1))
+    runs = _with_work(_fused((size, [index]) for index, size in enumerate(sizes)), busy)
     runs = _headless(_stemless(runs, min(exits or beside, default=0)), exits)
     stage = {index: number for number, (_, run) in enumerate(runs) for index in run}
     return {node.name: stage[place[node]] for node in graph.nodes}
@@ -336,12 +348,17 @@ _Run = tuple[int, list[int]]
 """A resolution and the trunk indices that have it."""
 
 
-def _runs(trunk: Sequence[str], resolution: Mapping[str, int]) -> list[_Run]:
+def _sizes(trunk: Sequence[str], resolution: Mapping[str, int]) -> list[int]:
     known = [resolution[name] for name in trunk if name in resolution]
     sizes: list[int] = []
     for name in trunk:
         sizes.append(resolution.get(name, sizes[-1] if sizes else next(iter(known), 1)))
-    return _fused([(size, [index]) for index, size in enumerate(sizes)])
+    return sizes
+
+
+def _pooled(sizes: list[int], last: int) -> list[int]:
+    head = next((index for index, size in enumerate(sizes) if index > last and size <= 1), len(sizes))
+    return sizes[:head] + [1] * (len(sizes) - head)
 
 
 def _fused(runs: Iterable[_Run]) -> list[_Run]:

@@ -18,11 +18,14 @@ def check_capturable(model: nn.Module, flat: Sequence[Any]) -> None:
     _check_module(model)
     tensors = [value for value in flat if isinstance(value, Tensor)]
     if not any(t.dim() > 0 for t in tensors):
-        raise CaptureError("the example inputs hold no tensor with a batch axis", fix="give at least one batched tensor")
+        raise CaptureError(
+            "the example inputs hold no tensor with a batch axis", fix="give at least one batched tensor"
+        )
     devices = {p.device for p in (*model.parameters(), *model.buffers())}
     if len(devices) > 1:
         raise CaptureError(
-            f"the model is spread over several devices: {sorted(map(str, devices))}", fix="move it to one device first"
+            f"the model is spread over several devices: {sorted(map(str, devices))}",
+            fix="move it to one device first",
         )
     (home,) = devices
     away = sorted({str(t.device) for t in tensors if t.device != home})
@@ -35,14 +38,18 @@ def check_capturable(model: nn.Module, flat: Sequence[Any]) -> None:
 
 def _check_module(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError("the model is a scripted module", fix="pass the eager module that it was scripted from")
+        raise CaptureError(
+            "the model is a scripted module", fix="pass the eager module that it was scripted from"
+        )
     if hasattr(model, "_orig_mod"):
         raise CaptureError(
-            "the model is already compiled", fix="pass the eager module: model._orig_mod; compile the result instead"
+            "the model is already compiled",
+            fix="pass the eager module: model._orig_mod; compile the result instead",
         )
     if type(model).__name__ in _WRAPPERS:
         raise CaptureError(
-            f"the model is wrapped in {type(model).__name__}", fix="pass model.module and wrap the dynamic model instead"
+            f"the model is wrapped in {type(model).__name__}",
+            fix="pass model.module and wrap the dynamic model instead",
         )
     if not any(True for _ in model.parameters()):
         raise CaptureError(

@@ -1,7 +1,8 @@
 """Capture: torch.export (non-strict, dynamic batch) of the training and the evaluation graph over one state.
 
-The source is never touched: a deep copy is traced, since tracing poisons tensors that some models cache. The two
-traces share the tensors of one copy, so that `.train()` and `.eval()` later choose a graph, not a set of weights.
+The source is never touched: a deep copy is traced, since tracing poisons tensors that some models cache. The
+two traces share the tensors of one copy, so that `.train()` and `.eval()` later choose a graph, not a set of
+weights.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import copy
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +25,8 @@ from dyncompile.capture.clean import clean_graph
 from dyncompile.errors import CaptureError
 from dyncompile.program import MODES, Mode, Program
 from dyncompile.signature import Signature, batch_of, bind_call, forward_signature, make_leaf
+
+Traced = tuple[fx.GraphModule, pytree.TreeSpec]
 
 
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Program:
@@ -46,10 +49,12 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
     leaves = [make_leaf(_path(path), value, batch) for path, value in pytree.tree_flatten_with_path(named)[0]]
     owned = copy.deepcopy(model)
     owned.train().eval()  # clears tensors that models cache per mode
-    traced = {mode: _trace(owned, forward, named, batch, mode) for mode in MODES}
+    traced: dict[Mode, Traced] = {mode: _trace(owned, forward, named, batch, mode) for mode in MODES}
     out_structure = traced["eval"][1]
     state = nn.Module()
-    graphs = {mode: clean_graph(module, state, owned) for mode, (module, _) in traced.items()}
+    graphs: dict[Mode, fx.Graph] = {
+        mode: clean_graph(module, state, owned) for mode, (module, _) in traced.items()
+    }
     for parameter in state.parameters():
         parameter.grad = None
     signature = Signature(forward, structure, tuple(leaves), out_structure)
@@ -68,12 +73,15 @@ def _at_least_two_rows(named: dict[str, Any]) -> dict[str, Any]:
 
     def repeat(value: Any) -> Any:
         grows = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-        return value.new_zeros((2, *value.shape[1:])) if grows and batch == 0 else torch.cat([value, value]) if grows else value
+        return (
+            value.new_zeros((2, *value.shape[1:]))
+            if grows and batch == 0
+            else torch.cat([value, value])
+            if grows
+            else value
+        )
 
     return pytree.tree_map(repeat, named)
-
-
-Traced = tuple[fx.GraphModule, pytree.TreeSpec]
 
 
 def _trace(owned: nn.Module, forward: Any, named: dict[str, Any], batch: int | None, mode: Mode) -> Traced:
@@ -101,7 +109,7 @@ def _trace(owned: nn.Module, forward: Any, named: dict[str, Any], batch: int | N
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Exporting warns and logs about matters of other users; failures still raise."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -120,10 +128,10 @@ def _explain(error: Exception, mode: Mode) -> CaptureError:
     kind = type(error).__name__
     if "DataDependent" in kind or "data-dependent" in text or "Could not guard" in text:
         problem = f"the model branches on the values of a tensor ({mode} mode): {first}"
-        fix = "replace the branch by torch.where or torch.cond, or dynamize the submodule that has no such branch"
+        fix = "use torch.where or torch.cond there, or dynamize a submodule without such a branch"
     elif "Constraints violated" in text or "specializ" in text.lower():
         problem = f"the model fixes its batch size ({mode} mode): {first}"
-        fix = "take sizes from x.shape[0] instead of Python numbers, or give example_inputs whose leading size is the batch"
+        fix = "take it from x.shape[0] in forward; give example_inputs whose leading size is the batch"
     else:
         problem = f"the model cannot be traced ({mode} mode): {kind}: {first}"
         fix = "check that model(*example_inputs) runs; torch.export(strict=False) must be able to run forward"

@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dyncompile.program import source_line, state_tensors
+from dyncompile.program import source_line
+from dyncompile.state import state_tensors
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_CONVERSION = re.compile(r"\.(float|double|half|bfloat16)\(\)|\.(?:to|type)\(((?:[^()]|\([^()]*\))*)\)|dtype=([\w.]+)")
+_CONVERSION = re.compile(
+    r"\.(float|double|half|bfloat16)\(\)|\.(?:to|type)\(((?:[^()]|\([^()]*\))*)\)|dtype=([\w.]+)"
+)
 _EXPLICIT = re.compile(r"torch\.(float|double|half|bfloat16)\d*\b")
 
 
@@ -52,7 +55,9 @@ class _Anchor:
         return self._attribute("device", tensor)
 
     def model_dtype(self) -> fx.Node | None:
-        carrier = next((n for n in self._graph.nodes if n.op == "get_attr" and n.target in self._carriers), None)
+        carrier = next(
+            (n for n in self._graph.nodes if n.op == "get_attr" and n.target in self._carriers), None
+        )
         return self._attribute("dtype", carrier)
 
     def _attribute(self, name: str, owner: fx.Node | None) -> fx.Node | None:

@@ -1,0 +1,1 @@
+"""What a dynamic model contains and its source does not."""

@@ -15,6 +15,7 @@ from dyncompile.analysis.dims.call import Type
 from dyncompile.analysis.facts import Facts, analyze
 from dyncompile.cost import Macs
 from dyncompile.errors import InputError
+from dyncompile.plan import Plan
 from dyncompile.policies import Full, Learned, Policy, route_of
 from dyncompile.program import MODES, Choice, Mode, Program, Route
 from dyncompile.runtime.steering import Group, group_rows, plan_route
@@ -25,9 +26,9 @@ GraphForward = Callable[..., Sequence[Any]]
 class DynamicModel(nn.Module):
     """A network with decision points. At `Full` it equals the network that it was made from, bit for bit.
 
-    It has the source's parameters and buffers under the source's names; what passes added lies under ``dyn.``.
-    `.train()` and `.eval()` choose between two graphs over this one state. Calling it decides by `policy`
-    (``Learned()`` at first); `run` takes a policy and returns the route as well.
+    It has the source's parameters and buffers under the source's names; what passes added lies under
+    ``dyn.``. `.train()` and `.eval()` choose between two graphs over this one state. Calling it decides by
+    `policy` (``Learned()`` at first); `run` takes a policy and returns the route as well.
     """
 
     policy: Policy
@@ -83,7 +84,10 @@ class DynamicModel(nn.Module):
         order = torch.empty_like(rows)
         order[rows] = torch.arange(len(rows))
         types = self._output_types[self.mode]
-        return [_merge_one(list(values), found, order) for values, found in zip(zip(*parts, strict=True), types, strict=True)]
+        return [
+            _merge_one(list(values), found, order)
+            for values, found in zip(zip(*parts, strict=True), types, strict=True)
+        ]
 
     # -- facts --------------------------------------------------------------------------------
 
@@ -101,6 +105,11 @@ class DynamicModel(nn.Module):
     def history(self) -> tuple[str, ...]:
         """Specifications of the passes applied, in order."""
         return self.program.history
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """What each pass decided: sites, rejections with reasons."""
+        return self.program.plans
 
     @cached_property
     def facts(self) -> Facts:
@@ -174,7 +183,9 @@ def _merge_one(values: list[Any], found: Type, order: Tensor) -> Any:
     """One output of all groups: rows back in order along its batch axis."""
     if not isinstance(values[0], Tensor):
         if any(value != values[0] for value in values):
-            raise InputError("an output that is not a tensor depends on the route", fix="run one route at a time")
+            raise InputError(
+                "an output that is not a tensor depends on the route", fix="run one route at a time"
+            )
         return values[0]
     dims = found if isinstance(found, tuple) else ()
     axis = next((i for i, dim in enumerate(dims) if BATCH in dim), None)
@@ -187,4 +198,5 @@ def _merge_one(values: list[Any], found: Type, order: Tensor) -> Any:
     rows = order.to(whole.device)
     if dims[axis] == (BATCH,):
         return whole.index_select(axis, rows)
-    return whole.unflatten(axis, (len(rows), -1)).index_select(axis, rows).flatten(axis, axis + 1)
+    by_row = torch.unflatten(whole, axis, (len(rows), -1))
+    return by_row.index_select(axis, rows).flatten(axis, axis + 1)

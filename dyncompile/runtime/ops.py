@@ -17,7 +17,10 @@ from dyncompile.analysis.dims.algebra import Dim, Elastic, Factor, Sum, kept
 from dyncompile.program import Decision
 
 Pattern = tuple[Any, ...]
-"""A dim as nested literals: ints, ``("x", operand, size)`` for a size operand, ``("+", *patterns)`` for a sum."""
+"""A dim as nested literals.
+
+Ints, ``("x", operand, size)`` for a size operand, ``("+", *patterns)`` for a sum.
+"""
 
 
 class Steering(Protocol):
@@ -47,7 +50,10 @@ def prefix(tensor: Tensor, sizes: tuple[int | None, ...]) -> Tensor:
 
 
 def positions(like: Tensor, pattern: Pattern, *sizes: int) -> Tensor:
-    """The kept positions of a composite dim at the given sizes: int64 [n], ascending, on the device of `like`."""
+    """The kept positions of a composite dim at the given sizes.
+
+    Int64 [n], ascending, on the device of `like`.
+    """
     return _positions(pattern, sizes, like.device)
 
 

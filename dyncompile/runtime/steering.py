@@ -34,9 +34,11 @@ def group_rows(route: Route, rows: int) -> list[Group]:
     if not route or rows == 0:
         return [Group(torch.arange(rows), {name: _decision(values) for name, values in route.items()})]
     table = torch.cat([values for values in route.values()], dim=1)
-    _, inverse = torch.unique(table, dim=0, return_inverse=True)
-    members = [(inverse == label).nonzero().flatten() for label in inverse.unique()]
-    members.sort(key=lambda rows: int(rows[0]))
+    keys: list[list[float]] = table.tolist()  # pyright: ignore
+    at_of: dict[tuple[float, ...], list[int]] = {}
+    for position, key in enumerate(keys):
+        at_of.setdefault(tuple(key), []).append(position)
+    members = [torch.tensor(positions) for positions in at_of.values()]
     return [Group(at, {name: _decision(values[at]) for name, values in route.items()}) for at in members]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -32,12 +33,20 @@ def networks() -> SearchStrategy[Net]:
 
 def cnns() -> SearchStrategy[Net]:
     """Draw a CNN on [2..3, 3, 8..16, 8..16] of a stem, one to four blocks and a pooled head."""
-    return st.builds(assemble, _cnn_specs(), SEEDS)
+    return st.builds(assemble, _cnn_specs(), SEEDS).filter(_alive)
 
 
 def transformer_nets() -> SearchStrategy[Net]:
     """Draw a transformer on images or ids, of one or two layers."""
-    return st.builds(assemble, _transformer_specs(), SEEDS)
+    return st.builds(assemble, _transformer_specs(), SEEDS).filter(_alive)
+
+
+@torch.no_grad()
+def _alive(net: Net) -> bool:
+    """Whether the output depends on the input: behind a few dead ReLUs no weight would have a gradient."""
+    output = net.module.eval()(*net.args, **net.kwargs)
+    net.module.train()
+    return bool((output[0] - output[1]).abs().max() > 1e-3)
 
 
 @st.composite
@@ -86,7 +95,7 @@ def _convolutional(stride: int) -> list[SearchStrategy[Block]]:
         st.builds(Plain, WIDTHS, kernels, s, NORMS, ACTS),
         st.builds(Basic, WIDTHS, s, NORMS, ACTS, shortcuts, FLAGS, RATES),
         st.builds(Bottleneck, WIDTHS, inner, SMALL, s, NORMS, ACTS, attention, shortcuts, RATES),
-        st.builds(Grouped, SMALL, SMALL, inner, s, NORMS, ACTS),
+        st.builds(Grouped, SMALL, SMALL, SMALL, s, NORMS, ACTS),
         st.builds(Depthwise, pointwise, one_or_two, large, s, NORMS, ACTS),
         st.builds(Inverted, WIDTHS, inner, large, s, ACTS, attention, RATES),
         st.builds(Branches, widths, s, NORMS, ACTS, FLAGS),

@@ -1,0 +1,1 @@
+"""Dimension types: which dimensions of a network move together, inferred by unification."""

@@ -8,9 +8,9 @@ A `Dim` is a row-major product of factors. A factor is
 * an `Elastic`: an atom after the inference, with a stable name,
 * a `Sum`: a concatenation of dims.
 
-The empty product has size 1, so broadcasting needs no special case. Example: the rows of a fused
-``qkv`` weight have the type ``(3, heads, head_dim)``; a DenseNet layer reads ``(Sum(stem, growth, growth),)``.
-All functions here are pure; the mutable part, unification, lives in `environment`.
+The empty product has size 1, so broadcasting needs no special case. Example: the rows of a fused ``qkv``
+weight have the type ``(3, heads, head_dim)``; a DenseNet layer reads ``(Sum(stem, growth, growth),)``. All
+functions here are pure; the mutable part, unification, lives in `environment`.
 """
 
 from __future__ import annotations
@@ -146,7 +146,10 @@ def active(dim: Dim, widths: Widths, batch: int = BATCH_STAND_IN) -> int:
 
 
 def kept(dim: Dim, widths: Widths) -> torch.Tensor:
-    """Flat positions of a resolved dim that stay at the given widths: int64, shape [active(dim)], ascending."""
+    """Flat positions of a resolved dim that stay at the given widths.
+
+    Int64, shape [active(dim)], ascending.
+    """
     index = torch.zeros(1, dtype=torch.int64)
     for factor in dim:
         inner = _kept_factor(factor, widths)

@@ -18,6 +18,7 @@ from torch import fx
 
 from dyncompile.analysis.dims.algebra import BATCH_STAND_IN, Dim, fixed, size
 from dyncompile.analysis.dims.environment import Environment
+from dyncompile.torchlib import Operator, is_several, items, schema_of, symbolic_int
 
 TensorType = tuple[Dim, ...]
 Type = TensorType | list["Type"] | None
@@ -57,7 +58,7 @@ class Rewrite:
 
     arguments: Mapping[str, Any]
     when: tuple[Dim, ...]
-    target: torch._ops.OpOverload | None = None
+    target: Operator | None = None
 
 
 @dataclass(slots=True)
@@ -74,8 +75,7 @@ class Findings:
 def stand_in(value: Any) -> Any:
     """A size or scalar without symbols: every batch symbol replaced by the prime stand-in."""
     if isinstance(value, torch.SymInt):
-        expression = value.node.expr
-        return int(_substituted(expression))
+        return int(_substituted(symbolic_int(value)))
     return value
 
 
@@ -94,26 +94,25 @@ def meta(node: fx.Node) -> Any:
     return node.meta.get("val")
 
 
-def schema_of(target: Any) -> torch._C.FunctionSchema | None:
-    """The schema of an operator, None for plain Python functions."""
-    return getattr(target, "_schema", None)
-
-
 def bind(node: fx.Node) -> dict[str, Any]:
     """Arguments of an operator node by schema name, trailing defaults filled in."""
-    schema = schema_of(node.target)
-    if schema is None:
+    parameters = _parameters(node.target)
+    if parameters is None:
         assert callable(node.target)
         return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
-    bound: dict[str, Any] = {}
-    for i, argument in enumerate(schema.arguments):
-        if i < len(node.args):
-            bound[argument.name] = node.args[i]
-        elif argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value if argument.has_default_value() else None
+    bound = dict(parameters)
+    bound.update(zip(bound, node.args, strict=False))
+    bound.update(node.kwargs)
     return bound
+
+
+@cache
+def _parameters(target: Any) -> dict[str, Any] | None:
+    """Argument names of an operator with their defaults, in order."""
+    schema = schema_of(target)
+    if schema is None:
+        return None
+    return {a.name: a.default_value if a.has_default_value() else None for a in schema.arguments}
 
 
 class Call:
@@ -173,16 +172,17 @@ class Call:
     @property
     def shape(self) -> tuple[int, ...]:
         """Traced shape of the (first) output."""
-        value = meta(self.node)
-        return shape_of(value[0] if isinstance(value, tuple | list) else value)
+        return shape_of(items(meta(self.node))[0])
 
     # -- what a rule records ------------------------------------------------------------------
 
-    def rewrite(
-        self, /, *, target: Any = None, when: Sequence[Dim] | None = None, **arguments: Any
-    ) -> None:
+    def rewrite(self, /, *, target: Any = None, when: Sequence[Dim] | None = None, **arguments: Any) -> None:
         """Arguments that follow widths: `Size(dim)` stands for the active size of a dim."""
-        dims = tuple(when) if when is not None else tuple(s.dim for s in _sizes(arguments))
+        dims = (
+            tuple(when)
+            if when is not None
+            else tuple(s.dim for value in arguments.values() for s in _sizes(value))
+        )
         self.findings.rewrites.append(Rewrite(arguments, dims, target))
 
     def contracts(self, *dims: Dim) -> None:
@@ -231,16 +231,9 @@ def _literal(value: Any) -> Any:
     if isinstance(value, fx.Node):
         held = meta(value)
         return value if isinstance(held, torch.Tensor) else stand_in(held)
-    if isinstance(value, list | tuple):
-        return [_literal(v) for v in value]
-    return stand_in(value)
+    return [_literal(entry) for entry in items(value)] if is_several(value) else stand_in(value)
 
 
 def _sizes(value: Any) -> list[Size]:
-    if isinstance(value, Size):
-        return [value]
-    if isinstance(value, Mapping):
-        return [s for v in value.values() for s in _sizes(v)]
-    if isinstance(value, list | tuple):
-        return [s for v in value for s in _sizes(v)]
-    return []
+    """Every `Size` in an argument or a list of arguments."""
+    return [entry for entry in items(value) if isinstance(entry, Size)]

@@ -6,7 +6,7 @@ and a source line. Sizes are concrete, hence no occurs check: a strict part of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -35,7 +35,11 @@ class Freeze:
     line: str
 
 
-NOWHERE = Freeze("", "", "")
+Place = tuple[str, Callable[[], str]]
+
+
+def _nowhere() -> str:
+    return ""
 
 
 class Environment:
@@ -45,14 +49,15 @@ class Environment:
         self._bindings: dict[Atom, Dim] = {}
         self._history: dict[Atom, Dim] = {}
         self._frozen: dict[Atom, Freeze] = {}
-        self._log: list[tuple[Atom, str, str]] = []
-        self._here = NOWHERE
+        self._log: list[tuple[Atom, Place]] = []
+        self._sums: dict[int, tuple[Sum, int, Dim]] = {}  # normal forms, valid until the next binding
+        self._here: Place = ("", _nowhere)
         self._serial = 0
 
     @contextmanager
-    def at(self, node: str, line: str) -> Iterator[None]:
-        """Give freezes inside the block this node and source line."""
-        outer, self._here = self._here, Freeze("", node, line)
+    def at(self, node: str, line: Callable[[], str]) -> Generator[None]:
+        """Give freezes inside the block this node and source line (asked for only if needed)."""
+        outer, self._here = self._here, (node, line)
         try:
             yield
         finally:
@@ -62,8 +67,8 @@ class Environment:
 
     def normal(self, dim: Dim) -> Dim:
         """`dim` with every binding followed, products and sums flattened, neighboring ints merged."""
-        if len(dim) == 1 and (isinstance(dim[0], int) or (isinstance(dim[0], Atom) and dim[0] not in self._bindings)):
-            return () if dim[0] == 1 else dim
+        if self._is_normal(dim):
+            return dim
         out: list[Factor] = []
         for factor in dim:
             for part in self._normal_factor(factor):
@@ -73,9 +78,27 @@ class Environment:
                     out.append(part)
         return tuple(out)
 
+    def _is_normal(self, dim: Dim) -> bool:
+        """Whether `dim` is surely in normal form: the frequent case, kept cheap."""
+        after_int = False
+        for factor in dim:
+            kind = type(factor)
+            if kind is int:
+                if after_int or factor == 1:
+                    return False
+                after_int = True
+            elif kind is Sum or factor in self._bindings:
+                return False
+            else:
+                after_int = False
+        return True
+
     def _normal_factor(self, factor: Factor) -> Dim:
         if isinstance(factor, Sum):
-            return self._normal_sum(factor)
+            known = self._sums.get(id(factor))
+            if known is None or known[1] != len(self._log):
+                known = self._sums[id(factor)] = (factor, len(self._log), self._normal_sum(factor))
+            return known[2]
         if not isinstance(factor, Atom) or factor not in self._bindings:
             return (factor,)
         bound = self.normal(self._bindings[factor])
@@ -131,7 +154,7 @@ class Environment:
 
     def bound_since(self, watermark: int) -> list[tuple[Atom, str, str]]:
         """(atom, node, source line) of every binding after a watermark."""
-        return self._log[watermark:]
+        return [(atom, node, line()) for atom, (node, line) in self._log[watermark:]]
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -149,7 +172,8 @@ class Environment:
 
     def _freeze_atom(self, atom: Atom, reason: str) -> None:
         self._set(atom, fixed(atom.size))
-        self._frozen[atom] = Freeze(reason, self._here.node, self._here.line)
+        node, line = self._here
+        self._frozen[atom] = Freeze(reason, node, line())
 
     def _bind(self, atom: Atom, dim: Dim) -> None:
         if _is_int(dim):
@@ -162,7 +186,7 @@ class Environment:
 
     def _set(self, atom: Atom, dim: Dim) -> None:
         self._bindings[atom] = self._history[atom] = dim
-        self._log.append((atom, self._here.node, self._here.line))
+        self._log.append((atom, self._here))
 
     def unify(self, a: Dim, b: Dim) -> Dim:
         """Make two dims move together and return the result; parts without a common refinement are frozen."""
@@ -256,7 +280,8 @@ class Environment:
             for _, other in parts[1:]:
                 self.unify(parts[0][1], other)
             return self.normal((Sum(tuple(first for first, _ in parts)),)), self.normal(parts[0][1])
-        # Chunks first, unified after: without this case inference depended on the order of the graphs (shuffles).
+        # Chunks first, unified after: without this case inference depended on the order of the graphs
+        # (shuffles).
         chunks = [self.cut((total,), i * inner, (i + 1) * inner) for i in range(outer)]
         for chunk in chunks[1:]:
             self.unify(chunks[0], chunk)
@@ -275,12 +300,12 @@ class Environment:
 
     def _take(self, rest: Dim, wanted: int) -> tuple[Dim, Dim]:
         """Leading factors of `rest` with exactly `wanted` positions, and what follows."""
-        taken: Dim = ()
+        taken: tuple[Factor, ...] = ()
         while wanted > 1:
             rest = self.normal(rest)
             head, n = rest[0], factor_size(rest[0])
             if wanted % n == 0:
-                taken, rest, wanted = (*taken, head), rest[1:], wanted // n
+                taken, rest, wanted = taken + (head,), rest[1:], wanted // n  # noqa: RUF005
             elif n % wanted == 0:
                 outer, inner = self._split_factor(head, wanted)
                 taken, rest, wanted = taken + outer, inner + rest[1:], 1
@@ -309,12 +334,15 @@ class Environment:
     def _cut_factor(self, factor: Factor, low: int, high: int) -> Dim:
         if isinstance(factor, Atom):
             sizes = [n for n in (low, high - low, factor.size - high) if n]
+            if max(sizes) == 1:
+                self._freeze_atom(factor, "it is cut into single positions")
+                return ()
             parts = tuple(self.fresh(n) for n in sizes)
             self._set(factor, (Sum(parts),))
             return parts[1 if low else 0]
         if not isinstance(factor, Sum):
             return fixed(high - low)
-        parts, offset = [], 0
+        parts, offset = list[Dim](), 0
         for segment in factor.segments:
             n = size(segment)
             begin, end = max(low - offset, 0), min(high - offset, n)

@@ -1,17 +1,21 @@
-"""What inference found, as frozen data: elastic dims with stable names, resolved types, reasons for what is static."""
+"""What inference found, as frozen data.
+
+Elastic dims with stable names, resolved types, reasons for what is static.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
 from dyncompile.analysis.dims.algebra import Dim, Elastic, Sum, elastics
-from dyncompile.analysis.dims.call import Findings, Rewrite, Size, TensorType, Type
+from dyncompile.analysis.dims.call import Rewrite, Size, TensorType, Type
 from dyncompile.analysis.dims.infer import Inference, OperatorNote, free_atoms, infer
 from dyncompile.program import MODES, Mode, Program, source_line
+from dyncompile.torchlib import is_several, items
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class DimFacts:
     state: Mapping[str, TensorType]
     graphs: Mapping[Mode, GraphDims]
     statistics: frozenset[str]
+    unread: tuple[str, ...]
     frozen: tuple[FrozenAxis, ...]
     unknown: tuple[OperatorNote, ...]
     gaps: tuple[OperatorNote, ...]
@@ -88,12 +93,13 @@ def dim_facts(program: Program) -> DimFacts:
     names = _names(inference)
     resolver = _Resolver(inference, names)
     state = {name: resolver.tensor(dims) for name, dims in inference.state.items()}
-    graphs = {mode: _graph_dims(inference, mode, resolver) for mode in MODES}
+    graphs: dict[Mode, GraphDims] = {mode: _graph_dims(inference, mode, resolver) for mode in MODES}
     return DimFacts(
         elastic=_elastic_facts(inference, names, resolver, state, program),
         state=state,
         graphs=graphs,
         statistics=_statistics(inference, program),
+        unread=tuple(inference.unread),
         frozen=_frozen_axes(inference, program),
         unknown=_once(inference.unknown),
         gaps=_once(inference.gaps),
@@ -107,7 +113,10 @@ def _once(notes: list[OperatorNote]) -> tuple[OperatorNote, ...]:
 
 
 def _names(inference: Inference) -> dict[Any, Elastic]:
-    """A stable name for each free atom: the first tensor and axis that carry it, with an ordinal inside products."""
+    """A stable name for each free atom.
+
+    The first tensor and axis that carry it, with an ordinal inside products.
+    """
     found: dict[Any, Elastic] = {}
     for atom, carriers in free_atoms(inference).items():
         tensor, axis = carriers[0]
@@ -144,9 +153,7 @@ class _Resolver:
     def literal(self, value: Any) -> Any:
         if isinstance(value, Size):
             return Size(self.dim(value.dim), value.old)
-        if isinstance(value, list | tuple):
-            return [self.literal(v) for v in value]
-        return value
+        return [self.literal(entry) for entry in items(value)] if is_several(value) else value
 
     def rewrite(self, one: Rewrite) -> Rewrite:
         arguments = {name: self.literal(value) for name, value in one.arguments.items()}
@@ -201,33 +208,35 @@ def _mixed(inference: Inference, resolver: _Resolver) -> dict[str, dict[str, Mix
             for dim, how in found.normalized:
                 line = source_line(node)
                 for elastic in elastics(resolver.dim(dim)):
-                    out.setdefault(elastic.name, {}).setdefault(line or node.name, Mixing(how, node.name, line))
+                    out.setdefault(elastic.name, {}).setdefault(
+                        line or node.name, Mixing(how, node.name, line)
+                    )
     return out
 
 
 def _products(state: Mapping[str, TensorType]) -> tuple[dict[str, set[str]], set[str]]:
-    """(elastic name -> names it is multiplied with, names that somewhere are not the outermost factor)."""
+    """(elastic name -> names it is multiplied with, names that somewhere are not the outermost moving factor)."""
     partners: dict[str, set[str]] = {}
     inner: set[str] = set()
-
-    def visit(dim: Dim) -> None:
-        names = [[e.name for e in elastics((factor,))] for factor in dim]
-        for i, outer in enumerate(names):
-            for j, other in enumerate(names):
-                if i != j:
-                    for name in outer:
-                        partners.setdefault(name, set()).update(set(other) - {name})
-                if j < i and any(not isinstance(f, int) for f in dim[:i]):
-                    inner.update(outer)
-        for factor in dim:
-            if isinstance(factor, Sum):
-                for segment in factor.segments:
-                    visit(segment)
-
     for dims in state.values():
-        for dim in dims:
-            visit(dim)
+        for product in (part for dim in dims for part in _parts(dim)):
+            names = [{e.name for e in elastics((factor,))} for factor in product]
+            for i, own in enumerate(names):
+                others = set[str]().union(*names[:i], *names[i + 1 :])
+                for name in own:
+                    partners.setdefault(name, set()).update(others - {name})
+                if any(names[:i]):
+                    inner |= own
     return partners, inner
+
+
+def _parts(dim: Dim) -> Iterator[Dim]:
+    """`dim` and every product nested in its sums."""
+    yield dim
+    for factor in dim:
+        if isinstance(factor, Sum):
+            for segment in factor.segments:
+                yield from _parts(segment)
 
 
 def _statistics(inference: Inference, program: Program) -> frozenset[str]:

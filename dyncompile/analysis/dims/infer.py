@@ -6,16 +6,18 @@ environment: it must add nothing, and every node where it does is reported.
 
 from __future__ import annotations
 
+import gc
 import operator
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-import dyncompile.analysis.dims.rules  # noqa: F401  (fills the table)
 from dyncompile.analysis.dims.algebra import Atom, Dim, Misaligned, size
 from dyncompile.analysis.dims.call import (
     Call,
@@ -26,14 +28,14 @@ from dyncompile.analysis.dims.call import (
     fixed_type,
     flat_types,
     meta,
-    schema_of,
     shape_of,
 )
 from dyncompile.analysis.dims.environment import Environment
-from dyncompile.analysis.dims.table import find_rule
-from dyncompile.program import Mode, Program, source_line, state_tensors
+from dyncompile.analysis.dims.rules import find_rule
+from dyncompile.program import Mode, Program, source_line
+from dyncompile.state import CONSTANTS, state_tensors
+from dyncompile.torchlib import is_composite, is_several, items, map_nodes, schema_of, tensors_in
 
-CONSTANT_PREFIX = "dyn.constants."
 _INFERENCE_ORDER: tuple[Mode, ...] = ("train", "eval")
 
 
@@ -58,10 +60,34 @@ class Inference:
     unknown: list[OperatorNote] = field(default_factory=list[OperatorNote])
     gaps: list[OperatorNote] = field(default_factory=list[OperatorNote])
     disagreements: list[OperatorNote] = field(default_factory=list[OperatorNote])
+    unread: list[str] = field(default_factory=list[str])
 
 
 def infer(program: Program, order: tuple[Mode, ...] = _INFERENCE_ORDER) -> Inference:
-    """Types of all graphs and parameters of a program. The result does not depend on `order` (property-tested)."""
+    """Types of all graphs and parameters of a program.
+
+    The result does not depend on `order` (property-tested).
+    """
+    with _paused_collector():
+        return _infer(program, order)
+
+
+@contextmanager
+def _paused_collector() -> Generator[None]:
+    """Many small tuples and no cycles.
+
+    A full collection over the traced graphs would take longer than inference.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _infer(program: Program, order: tuple[Mode, ...]) -> Inference:
     env = Environment()
     tensors = state_tensors(program.state)
     result = Inference(env, _state_types(env, tensors))
@@ -74,7 +100,7 @@ def infer(program: Program, order: tuple[Mode, ...] = _INFERENCE_ORDER) -> Infer
         used |= walk.used
         if turn:
             result.disagreements += _later_bindings(env, before, result.state)
-    _freeze_unused(env, result.state, used)
+    _freeze_unread(result, used)
     return result
 
 
@@ -82,7 +108,7 @@ def _state_types(env: Environment, tensors: Mapping[str, Tensor]) -> dict[str, T
     """Fresh dims for floating-point state, once per tensor object (ties share); the rest is fixed."""
     by_tensor: dict[int, TensorType] = {}
     for name, tensor in tensors.items():
-        moves = tensor.is_floating_point() and not name.startswith(CONSTANT_PREFIX)
+        moves = tensor.is_floating_point() and not name.startswith(CONSTANTS)
         if id(tensor) not in by_tensor:
             by_tensor[id(tensor)] = tuple(map(env.fresh, tensor.shape)) if moves else fixed_type(tensor.shape)
     return {name: by_tensor[id(tensor)] for name, tensor in tensors.items()}
@@ -90,20 +116,31 @@ def _state_types(env: Environment, tensors: Mapping[str, Tensor]) -> dict[str, T
 
 def _later_bindings(env: Environment, before: int, state: Mapping[str, TensorType]) -> list[OperatorNote]:
     """Nodes of a later graph that bound an atom which parameters already carried."""
-    carried = {atom for dims in state.values() for dim in dims for atom in env.ancestry(dim)}
+    later = env.bound_since(before)
+    carried = (
+        {atom for dims in state.values() for dim in dims for atom in env.ancestry(dim)}
+        if later
+        else set[Atom]()
+    )
     return [
-        OperatorNote("", node, line, "the evaluation graph constrains a dim that the training graph leaves free")
-        for atom, node, line in env.bound_since(before)
+        OperatorNote(
+            "", node, line, "the evaluation graph constrains a dim that the training graph leaves free"
+        )
+        for atom, node, line in later
         if atom in carried
     ]
 
 
-def _freeze_unused(env: Environment, state: Mapping[str, TensorType], used: set[str]) -> None:
-    read = {id(dims) for name, dims in state.items() if name in used}  # tied names share one type object
-    for dims in state.values():
-        if id(dims) not in read:
-            for dim in dims:
-                env.freeze(dim, "no captured graph reads this tensor")
+def _freeze_unread(result: Inference, used: set[str]) -> None:
+    """State that no graph reads cannot be judged. Tied names share one type object and are read together."""
+    read = {id(dims) for name, dims in result.state.items() if name in used}
+    for name, dims in result.state.items():
+        if id(dims) in read:
+            continue
+        if any(result.env.atoms(dim) for dim in dims):
+            result.unread.append(name)
+        for dim in dims:
+            result.env.freeze(dim, "no captured graph reads this tensor")
 
 
 class _Walk:
@@ -118,7 +155,7 @@ class _Walk:
 
     def run(self) -> None:
         for node in self._graph.nodes:
-            with self._result.env.at(node.name, source_line(node)):
+            with self._result.env.at(node.name, partial(source_line, node)):
                 self._visit(node)
 
     def _visit(self, node: fx.Node) -> None:
@@ -132,9 +169,10 @@ class _Walk:
         elif node.op == "output":
             self._output(node)
         elif node.target is operator.getitem:
-            source = self.types.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-            self.types[node] = source[node.args[1]] if isinstance(source, list) else None  # pyright: ignore
-        elif _holds_tensor(value):
+            source, at = node.args
+            several = self.types.get(source) if isinstance(source, fx.Node) else None
+            self.types[node] = several[at] if isinstance(several, list) and isinstance(at, int) else None
+        elif tensors_in(value):
             self._call(node, value)
 
     def _output(self, node: fx.Node) -> None:
@@ -150,7 +188,7 @@ class _Walk:
         try:
             if rule is not None:
                 found = rule(call)
-            elif _is_composite(node.target):
+            elif is_composite(node.target):
                 found = self._decomposed(call)
             else:
                 raise Unsupported("no rule")
@@ -197,43 +235,35 @@ class _Walk:
             if node.op != "output":
                 self._visit(node)
                 continue
-            flat: Any = node.args[0]
-            if isinstance(flat, list | tuple):
-                return [self.types.get(n) for n in flat]  # pyright: ignore
-            return self.types.get(flat)
+            found = [self.types.get(entry) for entry in items(node.args[0])]
+            return found if is_several(node.args[0]) else found[0]
         return None
 
     def _check(self, call: Call, found: Type, value: Any, before: list[Dim]) -> None:
         """Sizes agree with the trace, and no input dim was forgotten: what was is frozen and reported."""
-        values = [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, Tensor)]
+        values = tensors_in(value)
         typed = flat_types(found)
         name = str(call.node.target)
         for dims, one in zip(typed, values, strict=True):
             if tuple(map(size, dims)) != shape_of(one):
-                raise AssertionError(f"rule of {name} gives {dims} for shape {shape_of(one)} at {call.node.name}")
-        seen = {a for dims in (*typed, tuple(call.accounted)) for dim in dims for a in call.env.atoms(dim)}
-        for dim in before:
-            lost = [atom for atom in call.env.atoms(dim) if atom not in seen]
-            for atom in lost:
-                call.env.freeze((atom,), f"the rule of {name} does not account for it")
-            if lost:
-                self._result.gaps.append(OperatorNote(name, call.node.name, source_line(call.node), "dim not typed"))
-
-
-def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value))
+                raise AssertionError(
+                    f"rule of {name} gives {dims} for shape {shape_of(one)} at {call.node.name}"
+                )
+        here = {atom for dim in before for atom in call.env.atoms(dim)}
+        if not here:
+            return
+        seen = {atom for dims in (*typed, call.accounted) for dim in dims for atom in call.env.atoms(dim)}
+        if here <= seen:
+            return
+        for atom in here - seen:
+            call.env.freeze((atom,), f"the rule of {name} does not account for it")
+        self._result.gaps.append(OperatorNote(name, call.node.name, source_line(call.node), "dim not typed"))
 
 
 def _fixed_types(value: Any) -> Type:
-    if isinstance(value, list | tuple):
-        return [_fixed_types(v) for v in value]
+    if is_several(value):
+        return [_fixed_types(entry) for entry in items(value)]
     return fixed_type(shape_of(value)) if isinstance(value, Tensor) else None
-
-
-def _is_composite(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
 
 
 def _takes_sizes(target: Any) -> bool:
@@ -247,9 +277,10 @@ def _decompose(node: fx.Node, inputs: list[fx.Node]) -> fx.Graph:
 
     def run(*tensors: Tensor) -> Any:
         given = dict(zip(inputs, tensors, strict=True))
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: given.get(n, meta(n)))
+        args, kwargs = map_nodes((node.args, dict(node.kwargs)), lambda n: given.get(n, meta(n)))
+        assert callable(node.target)
         with torch.no_grad():
-            return node.target(*args, **kwargs)  # pyright: ignore
+            return node.target(*args, **kwargs)
 
     with FakeTensorMode():
         fakes = [torch.empty(shape_of(meta(n)), dtype=meta(n).dtype) for n in inputs]

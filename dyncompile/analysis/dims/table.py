@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from dyncompile.analysis.dims.call import Rule
+from dyncompile.torchlib import is_operator
 
 _RULES: dict[str, Rule] = {}
 
 
-def rule(*overloads: str) -> Callable[[Rule], Rule]:
-    """Register a rule for overloads such as ``"aten.linear.default"``; ``"aten.view"`` means all of an operator."""
+R = TypeVar("R", bound=Rule)
 
-    def register(function: Rule) -> Rule:
+
+def rule(*overloads: str) -> Callable[[R], R]:
+    """Register a rule for overloads such as ``"aten.linear.default"``.
+
+    ``"aten.view"`` means all of an operator.
+    """
+
+    def register(function: R) -> R:
         for overload in overloads:
             if overload in _RULES:
                 raise ValueError(f"two rules for {overload}")
@@ -27,7 +34,7 @@ def rule(*overloads: str) -> Callable[[Rule], Rule]:
 
 def find_rule(target: Any) -> Rule | None:
     """The rule of an operator; an in-place variant shares its functional twin's rule."""
-    if not isinstance(target, torch._ops.OpOverload):
+    if not is_operator(target):
         return _RULES.get(getattr(target, "__name__", ""))
     name = str(target)
     packet, _, overload = name.rpartition(".")

@@ -1,7 +1,8 @@
-"""Are the types right? Run a program at arbitrary widths with every shape checked, and compare slicing with masking.
+"""Are the types right? Run a program at arbitrary widths, check every shape, compare slicing with masking.
 
-Shapes that agree at one ratio prove little: use independent random widths per elastic dim. And shapes alone are not
-enough: where a dim is zero-equivalent, a network with masked parameters must compute what the sliced one does.
+Shapes that agree at one ratio prove little: use independent random widths per elastic dim. And shapes alone
+are not enough: where a dim is zero-equivalent, a network with masked parameters must compute what the sliced
+one does.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from dyncompile.analysis.dims.algebra import Widths, active, resized
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.facts import Facts
 from dyncompile.errors import ContractError
-from dyncompile.program import Mode, Program, state_tensors
+from dyncompile.program import Mode, Program
 from dyncompile.resize import Resizer
 from dyncompile.rewrite import copy_graph
+from dyncompile.state import state_tensors
+from dyncompile.torchlib import tensors_in
 
 
 def random_widths(facts: Facts, seed: int, *, only: Iterable[str] | None = None) -> dict[str, int]:
@@ -55,7 +58,9 @@ def run_narrowed(
 
 def run_masked(program: Program, facts: Facts, widths: Widths, flat: Sequence[Any]) -> tuple[Any, ...]:
     """Flat outputs of the full-width evaluation graph with the removed positions of all state set to zero."""
-    masked = {name: _masked(tensor, name, facts, widths) for name, tensor in state_tensors(program.state).items()}
+    masked = {
+        name: _masked(tensor, name, facts, widths) for name, tensor in state_tensors(program.state).items()
+    }
     graph = program.graphs["eval"]
     return _Substituted(program.state, graph, masked).run(None, *flat)
 
@@ -81,7 +86,11 @@ class _Substituted(fx.Interpreter):
         self._tensors = tensors
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self._tensors.get(str(target)) if str(target) in self._tensors else super().get_attr(target, args, kwargs)
+        return (
+            self._tensors.get(str(target))
+            if str(target) in self._tensors
+            else super().get_attr(target, args, kwargs)
+        )
 
 
 class _ShapeChecker(fx.Interpreter):
@@ -98,11 +107,11 @@ class _ShapeChecker(fx.Interpreter):
         found = self._types.get(n.name)
         if n.op != "call_function" or found is None:
             return result
-        values = [v for v in (result if isinstance(result, list | tuple) else [result]) if isinstance(v, Tensor)]
-        for dims, value in zip(flat_types(found), values, strict=True):
+        for dims, value in zip(flat_types(found), tensors_in(result), strict=True):
             expected = [active(dim, self._widths, self._rows) for dim in dims]
             if list(value.shape) != expected:
                 raise ContractError(
-                    f"node {n.name} has shape {list(value.shape)}, its type says {expected}", where=str(n.target)
+                    f"node {n.name} has shape {list(value.shape)}, its type says {expected}",
+                    where=str(n.target),
                 )
         return result

@@ -10,5 +10,8 @@ from dyncompile.analysis.dims.rules import (
     shapes,
     spatial,
 )
+from dyncompile.analysis.dims.table import find_rule
 
-__all__ = ["contraction", "decisions", "indexing", "norms", "pointwise", "reductions", "shapes", "spatial"]
+FAMILIES = (contraction, decisions, indexing, norms, pointwise, reductions, shapes, spatial)
+
+__all__ = ["FAMILIES", "find_rule"]

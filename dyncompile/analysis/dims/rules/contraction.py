@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dyncompile.analysis.dims.algebra import Dim, Misaligned, fixed, size
 from dyncompile.analysis.dims.call import Call, Size, TensorType, Unsupported
 from dyncompile.analysis.dims.rules.pointwise import broadcast
 from dyncompile.analysis.dims.table import rule
+from dyncompile.torchlib import items
 
 
 @rule("aten.linear")
@@ -23,11 +26,11 @@ def linear(call: Call) -> TensorType:
 def matmul(call: Call) -> TensorType:
     """Batched matrix product with broadcast leading axes; vectors contract their only axis."""
     a, b = (call.type_of(node) for node in list(call.arguments.values())[:2])
-    inner = b[-2] if len(b) > 1 else b[-1]
-    call.env.unify(a[-1], inner)
+    inner = b[-2:][0]  # the only axis of a vector
+    call.env.unify(a[-1:][0], inner)
     lead = broadcast(call, [a[:-2], b[:-2]]) if len(a) > 1 and len(b) > 1 else (a[:-2] or b[:-2])
-    rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
-    call.contracts(*lead, *rows, a[-1], *columns)
+    rows, columns = a[-2:-1], b[1:][-1:]
+    call.contracts(*lead, *rows, inner, *columns)
     return (*lead, *rows, *columns)
 
 
@@ -52,7 +55,10 @@ def outer(call: Call) -> TensorType:
 
 @rule("aten.conv1d", "aten.conv2d", "aten.conv3d")
 def convolution(call: Call) -> TensorType:
-    """``x [B, C, *S], weight [O, C/groups, *K] -> [B, O, *S']``; an axis that keeps its length keeps its type."""
+    """``x [B, C, *S], weight [O, C/groups, *K] -> [B, O, *S']``.
+
+    An axis that keeps its length keeps its type.
+    """
     x, weight = call.type("input"), call.type("weight")
     _check_batched(x, weight)
     for dim in weight[2:]:
@@ -90,7 +96,10 @@ def _channels(call: Call, channels: Dim, rows: Dim, fan_in: Dim) -> tuple[Dim, D
 
 
 def _space(call: Call, x: TensorType, weight: TensorType) -> list[Dim]:
-    """Spatial output dims; the input's are frozen unless stride 1 and padding keep the length position by position."""
+    """Spatial output dims.
+
+    The input's are frozen unless stride 1 and padding keep the length position by position.
+    """
     out: list[Dim] = []
     for axis, (dim, n) in enumerate(zip(x[2:], call.shape[2:], strict=True)):
         if _keeps_length(call, axis, size(weight[2 + axis])):
@@ -102,18 +111,16 @@ def _space(call: Call, x: TensorType, weight: TensorType) -> list[Dim]:
 
 
 def _keeps_length(call: Call, axis: int, kernel: int) -> bool:
-    stride, dilation, padding = (_at(call[name], axis) for name in ("stride", "dilation", "padding"))
-    if isinstance(padding, str):
-        padding = dilation * (kernel - 1) // 2 if padding == "same" else 0
-    return stride == 1 and 2 * padding == dilation * (kernel - 1)
+    stride, reach = _at(call["stride"], axis), _at(call["dilation"], axis) * (kernel - 1)
+    if isinstance(call["padding"], str):
+        return stride == 1 and (reach == 0 or (call["padding"] == "same" and reach % 2 == 0))
+    return stride == 1 and 2 * _at(call["padding"], axis) == reach
 
 
-def _at(value: object, axis: int) -> int | str:
-    if isinstance(value, list):
-        entries: list[int] = value
-        return entries[min(axis, len(entries) - 1)]
-    assert isinstance(value, int | str)
-    return value
+def _at(value: Any, axis: int) -> int:
+    """An entry of a per-axis literal; a single entry holds for all axes."""
+    entries = items(value)
+    return int(entries[min(axis, len(entries) - 1)])
 
 
 @rule("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
@@ -133,7 +140,9 @@ def transposed_convolution(call: Call) -> TensorType:
     if call.has("bias"):
         call.env.unify(call.type("bias")[0], out)
     space = [fixed(n) for n in call.shape[2:]]
-    call.contracts(x[0], x[1], weight[1], *(fixed(size(d)) for d in x[2:]), *(fixed(size(k)) for k in weight[2:]))
+    call.contracts(
+        x[0], x[1], weight[1], *(fixed(size(d)) for d in x[2:]), *(fixed(size(k)) for k in weight[2:])
+    )
     return (x[0], call.env.normal(out), *space)
 
 
@@ -147,7 +156,10 @@ def core_convolution(call: Call) -> TensorType:
 
 @rule("aten.scaled_dot_product_attention")
 def attention(call: Call) -> TensorType:
-    """``q [..., L, D], k [..., S, D], v [..., S, V] -> [..., L, V]``; grouped queries repeat k and v heads."""
+    """``q [..., L, D], k [..., S, D], v [..., S, V] -> [..., L, V]``.
+
+    Grouped queries repeat k and v heads.
+    """
     q, k, v = call.type("query"), call.type("key"), call.type("value")
     lead = _grouped_heads(call, q, k, v) if call["enable_gqa"] else broadcast(call, [q[:-2], k[:-2], v[:-2]])
     call.env.unify(q[-1], k[-1])

@@ -68,19 +68,19 @@ def roll(call: Call) -> TensorType:
 @rule("aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.rand", "aten.randn")
 def factory(call: Call) -> TensorType:
     """New extents: they may turn out to be elastic when the tensor meets others."""
-    return _created(call, "size")
+    return _created(call)
 
 
 @rule("aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.new_empty")
 def new_factory(call: Call) -> TensorType:
     """As a factory; `self` gives only dtype and device."""
     call.reduces(*call.type("self"))
-    return _created(call, "size")
+    return _created(call)
 
 
-def _created(call: Call, name: str) -> TensorType:
+def _created(call: Call) -> TensorType:
     out = tuple(call.env.fresh(n) for n in call.shape)
-    call.rewrite(**{name: sizes_of(name, out)})
+    call.rewrite(size=sizes_of("size", out))
     return out
 
 
@@ -101,7 +101,10 @@ def meshgrid(call: Call) -> Type:
 
 @rule("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
 def recurrent(call: Call) -> Type:
-    """Recurrent layers keep their widths: the four gates share one weight whose layout differs per backend."""
+    """Recurrent layers keep their widths.
+
+    The four gates share one weight whose layout differs per backend.
+    """
     for t in call.tensors():
         for dim in t:
             call.freeze(dim, "a recurrent layer")

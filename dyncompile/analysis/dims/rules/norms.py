@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from dyncompile.analysis.dims.algebra import size
-from dyncompile.analysis.dims.call import Call, Size, Type, TensorType
+from dyncompile.analysis.dims.call import Call, Size, TensorType, Type
 from dyncompile.analysis.dims.table import rule
 
 

@@ -22,11 +22,12 @@ def broadcast(call: Call, types: Sequence[TensorType]) -> TensorType:
 
 
 @rule(
-    "pointwise", "aten.copy", "aten.masked_fill", "aten.where", "aten.bernoulli", "aten.normal", "aten.hardswish",
-    "aten.hardsigmoid", "aten.hardtanh", "aten._prelu_kernel", "aten.uniform", "aten.rrelu", "aten.floor_divide",
-    "aten.bitwise_not", "aten.logical_not", "aten.__and__", "aten.__or__", "aten.__xor__", "aten.clip", "aten.square",
-    "aten.true_divide", "aten.divide", "aten.multiply", "aten.subtract", "aten.selu", "aten.relu6", "aten.isfinite",
-    "aten.softplus", "aten.greater", "aten.less", "aten.not_equal", "aten.negative", "aten.absolute",
+    "pointwise", "aten.copy", "aten.masked_fill", "aten.where", "aten.bernoulli", "aten.normal",
+    "aten.hardswish", "aten.hardsigmoid", "aten.hardtanh", "aten._prelu_kernel", "aten.uniform", "aten.rrelu",
+    "aten.floor_divide", "aten.bitwise_not", "aten.logical_not", "aten.__and__", "aten.__or__",
+    "aten.__xor__", "aten.clip", "aten.square", "aten.true_divide", "aten.divide", "aten.multiply",
+    "aten.subtract", "aten.selu", "aten.relu6", "aten.isfinite", "aten.softplus", "aten.greater", "aten.less",
+    "aten.not_equal", "aten.negative", "aten.absolute",
 )  # fmt: skip
 def pointwise(call: Call) -> TensorType:
     """All tensor operands broadcast together."""
@@ -35,10 +36,11 @@ def pointwise(call: Call) -> TensorType:
 
 @rule(
     "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.clone", "aten.detach", "aten.alias",
-    "aten.contiguous", "aten.to", "aten._to_copy", "aten.lift_fresh", "aten.lift_fresh_copy", "aten.zero", "aten.fill",
-    "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like", "aten.randn_like",
-    "aten.type_as", "aten.float", "aten.half", "aten.nan_to_num", "aten.detach_copy", "aten.triu", "aten.tril",
-    "aten.requires_grad", "aten.conj", "aten.resolve_conj", "aten.resolve_neg", "aten.view_as_real_copy",
+    "aten.contiguous", "aten.to", "aten._to_copy", "aten.lift_fresh", "aten.lift_fresh_copy", "aten.zero",
+    "aten.fill", "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like",
+    "aten.randn_like", "aten.type_as", "aten.float", "aten.half", "aten.nan_to_num", "aten.detach_copy",
+    "aten.triu", "aten.tril", "aten.requires_grad", "aten.conj", "aten.resolve_conj", "aten.resolve_neg",
+    "aten.view_as_real_copy",
 )  # fmt: skip
 def same(call: Call) -> TensorType:
     """The output has the type of the first operand; later tensor operands give only a dtype or a value."""

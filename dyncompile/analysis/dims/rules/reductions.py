@@ -6,6 +6,7 @@ from dyncompile.analysis.dims.algebra import Dim
 from dyncompile.analysis.dims.call import Call, TensorType, Type, kept_where_equal, meta, shape_of
 from dyncompile.analysis.dims.rules.pointwise import pointwise
 from dyncompile.analysis.dims.table import rule
+from dyncompile.torchlib import is_several, items
 
 
 def _axes(call: Call, rank: int) -> list[int]:
@@ -19,7 +20,7 @@ def _reduced(call: Call) -> tuple[Type, list[Dim]]:
     keep = len(call.shape) == len(x)
     out: TensorType = tuple(() if i in axes else dim for i, dim in enumerate(x) if keep or i not in axes)
     value = meta(call.node)
-    several: Type = [out for _ in value] if isinstance(value, tuple | list) else out
+    several: Type = [out for _ in items(value)] if is_several(value) else out
     return several, [x[i] for i in axes]
 
 
@@ -48,7 +49,16 @@ def extremum(call: Call) -> Type:
     return pointwise(call)
 
 
-@rule("aten.cumsum", "aten.cumprod", "aten.diff", "aten.sort", "aten.argsort", "aten.topk", "aten.flip", "aten.median")
+@rule(
+    "aten.cumsum",
+    "aten.cumprod",
+    "aten.diff",
+    "aten.sort",
+    "aten.argsort",
+    "aten.topk",
+    "aten.flip",
+    "aten.median",
+)
 def along_axis(call: Call) -> Type:
     """Positions of one axis depend on their neighbors: the axis stays whole."""
     x = list(call.type_of(next(iter(call.arguments.values()))))
@@ -56,6 +66,5 @@ def along_axis(call: Call) -> Type:
     for axis in axes:
         call.freeze(x[axis], f"{call.node.target} along it")
     value = meta(call.node)
-    shapes = value if isinstance(value, tuple | list) else [value]
-    outs: list[Type] = [kept_where_equal(x, shape_of(v)) for v in shapes]
-    return outs if isinstance(value, tuple | list) else outs[0]
+    outs: list[Type] = [kept_where_equal(x, shape_of(v)) for v in items(value)]
+    return outs if is_several(value) else outs[0]

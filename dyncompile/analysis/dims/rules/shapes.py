@@ -10,6 +10,7 @@ import torch
 from dyncompile.analysis.dims.algebra import Dim, Misaligned, Sum, fixed, size
 from dyncompile.analysis.dims.call import Call, Given, Size, TensorType, Type, meta, shape_of, sizes_of
 from dyncompile.analysis.dims.table import rule
+from dyncompile.torchlib import items
 
 aten = torch.ops.aten
 
@@ -77,7 +78,8 @@ def expand(call: Call) -> TensorType:
     x, shape = call.type("self"), call.shape
     lead = len(shape) - len(x)
     out = tuple(
-        x[i - lead] if i >= lead and size(x[i - lead]) == n else call.env.fresh(n) for i, n in enumerate(shape)
+        x[i - lead] if i >= lead and size(x[i - lead]) == n else call.env.fresh(n)
+        for i, n in enumerate(shape)
     )
     call.rewrite(size=sizes_of("size", out))
     return out
@@ -126,7 +128,7 @@ def repeat_interleave(call: Call) -> TensorType:
 def permute(call: Call) -> TensorType:
     """Axes in another order."""
     x = call.type("self")
-    return tuple(x[axis] for axis in call["dims"])
+    return tuple(x[int(axis)] for axis in items(call["dims"]))
 
 
 @rule("aten.transpose", "aten.swapaxes", "aten.swapdims", "aten.t", "aten.mT", "aten.movedim.int")

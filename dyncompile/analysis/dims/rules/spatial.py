@@ -5,17 +5,19 @@ from __future__ import annotations
 from dyncompile.analysis.dims.algebra import Dim, Sum, fixed, size
 from dyncompile.analysis.dims.call import Call, TensorType, Type, Unsupported, fixed_type, meta
 from dyncompile.analysis.dims.table import rule
+from dyncompile.torchlib import is_several, items
 
 
 @rule(
-    "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.max_pool2d_with_indices", "aten.avg_pool1d",
-    "aten.avg_pool2d", "aten.avg_pool3d", "aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d",
-    "aten.adaptive_avg_pool3d", "aten._adaptive_avg_pool2d", "aten._adaptive_avg_pool3d", "aten.adaptive_max_pool1d",
-    "aten.adaptive_max_pool2d", "aten.upsample_bilinear2d", "aten.upsample_nearest1d", "aten.upsample_nearest2d",
-    "aten.upsample_nearest3d", "aten.upsample_bicubic2d", "aten.upsample_linear1d", "aten.upsample_trilinear3d",
-    "aten._upsample_bicubic2d_aa", "aten._upsample_bilinear2d_aa", "aten._upsample_nearest_exact2d",
-    "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.replication_pad1d", "aten.replication_pad2d",
-    "aten.grid_sampler",
+    "aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", "aten.max_pool2d_with_indices",
+    "aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d", "aten.adaptive_avg_pool1d",
+    "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", "aten._adaptive_avg_pool2d",
+    "aten._adaptive_avg_pool3d", "aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d",
+    "aten.upsample_bilinear2d", "aten.upsample_nearest1d", "aten.upsample_nearest2d",
+    "aten.upsample_nearest3d", "aten.upsample_bicubic2d", "aten.upsample_linear1d",
+    "aten.upsample_trilinear3d", "aten._upsample_bicubic2d_aa", "aten._upsample_bilinear2d_aa",
+    "aten._upsample_nearest_exact2d", "aten.reflection_pad1d", "aten.reflection_pad2d",
+    "aten.replication_pad1d", "aten.replication_pad2d", "aten.grid_sampler",
 )  # fmt: skip
 def spatial(call: Call) -> Type:
     """All axes after the channels are spatial; the input is [(B,) C, *S] with S named by the operator."""
@@ -28,12 +30,15 @@ def spatial(call: Call) -> Type:
         call.freeze(dim, "a spatial axis that is pooled, padded or resampled")
     out = (*x[:-count], *(fixed(n) for n in call.shape[-count:]))
     value = meta(call.node)
-    return [out for _ in value] if isinstance(value, tuple | list) else out
+    return [out for _ in items(value)] if is_several(value) else out
 
 
 @rule("aten.pad", "aten.constant_pad_nd")
 def pad(call: Call) -> TensorType:
-    """Constant padding concatenates fixed positions; other modes read the axis and fix it; negative pads cut."""
+    """Constant padding concatenates fixed positions.
+
+    Other modes read the axis and fix it; negative pads cut.
+    """
     x = list(call.type("self"))
     amounts: list[int] = call["pad"]
     if call.arguments.get("mode", "constant") != "constant":

@@ -31,8 +31,8 @@ def randomize(model: Model, seed: int = 0, inputs: Inputs | None = None) -> Mode
     """Randomizes, in place, constant parameters and running statistics; the rest keeps its initialization.
 
     Gains (norm weights, layer scales) become uniform in [0.5, 1.5] times their own size, biases normal with a
-    standard deviation of 0.1, zero weights normal with a standard deviation of fan_in ** -0.5. Statistics become
-    those of ``inputs`` (by default what `example_inputs` finds, if anything), each then moved a little.
+    standard deviation of 0.1, zero weights normal with a standard deviation of fan_in ** -0.5. Statistics
+    become those of ``inputs`` (by default what `example_inputs` finds, if anything), each moved a little.
     """
     random = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -48,8 +48,9 @@ def _norms(model: nn.Module) -> list[Any]:
 
 
 def _found(model: nn.Module, seed: int) -> Inputs | None:
-    with torch.random.fork_rng(devices=[]), suppress(SpecError):
-        torch.manual_seed(seed)
+    rng: Any = torch.random  # its functions are annotated in part
+    with rng.fork_rng(devices=[]), suppress(SpecError):
+        rng.manual_seed(seed)
         return example_inputs(model)
     return None
 
@@ -70,8 +71,8 @@ def _measure(model: nn.Module, random: torch.Generator, inputs: Inputs | None) -
 
 
 def _settle_in_forward(norm: Any, random: torch.Generator) -> None:
-    """The norm takes the statistics of its first input, moves them and answers in eval mode, so that the norms
-    behind it measure what they will meet. Only norms train here: nothing is dropped at random.
+    """The norm takes the statistics of its first input, moves them and answers in eval mode, so that the next
+    norms measure what they will meet. Only norms train here: nothing is dropped at random.
     """
 
     def settle(module: Any, args: tuple[Tensor, ...], output: object) -> object:

@@ -1,0 +1,47 @@
+"""Dead dims: computed, concatenated or cut away, and never read. A static network does without them.
+
+A dim is dead when every node that takes it in either passes it on or slices it off. What is left of every
+tensor must not be empty, since kernels refuse that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx
+
+from dyncompile.analysis.dims.algebra import active, elastics
+from dyncompile.analysis.dims.call import Type, flat_types
+from dyncompile.analysis.dims.facts import DimFacts
+from dyncompile.program import Program
+from dyncompile.torchlib import schema_of
+
+_CUTS = ("aten::slice", "aten::narrow", "aten::split", "aten::split_with_sizes", "aten::chunk")
+
+
+def dead_dims(program: Program, facts: DimFacts) -> frozenset[str]:
+    """Names of elastic dims that no node of any graph consumes."""
+    live = {name for name, one in facts.elastic.items() if one.mixed}
+    for mode, graph in program.graphs.items():
+        types = facts.graphs[mode].types
+        for node in graph.nodes:
+            if node.op == "call_function" and not _cuts(node):
+                taken = {name for operand in node.all_input_nodes for name in _names(types, operand)}
+                live |= taken - _names(types, node)
+    return frozenset(name for name in facts.elastic if name not in live and _leaves_something(name, facts))
+
+
+def _cuts(node: fx.Node) -> bool:
+    schema = schema_of(node.target)
+    return schema is not None and schema.name in _CUTS
+
+
+def _names(types: Mapping[str, Type], node: fx.Node) -> set[str]:
+    return {e.name for dims in flat_types(types.get(node.name)) for dim in dims for e in elastics(dim)}
+
+
+def _leaves_something(name: str, facts: DimFacts) -> bool:
+    """Whether no tensor would become empty without this dim."""
+    values = (found for graph in facts.graphs.values() for found in graph.types.values())
+    tensors = [*facts.state.values(), *(dims for found in values for dims in flat_types(found))]
+    return all(active(dim, {name: 0}) > 0 for dims in tensors for dim in dims)

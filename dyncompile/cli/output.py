@@ -1,0 +1,75 @@
+"""Where output goes, and how progress and errors look."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Eta
+from rich.text import Text
+
+from dyncompile.demo import Watch
+from dyncompile.errors import ContractError, DyncompileError
+
+out = Console()
+"""Results. Like any console of rich it looks up `sys.stdout` at every use."""
+err = Console(stderr=True)
+"""Progress and errors."""
+
+_FRAME = 4
+"""Columns that a panel's border and padding take."""
+
+
+def busy(doing: str) -> AbstractContextManager[object]:
+    """A spinner for work of unknown length; silent where stderr is no terminal."""
+    return err.status(f"{doing} ...")
+
+
+@contextmanager
+def progress() -> Iterator[Watch]:
+    """One bar with the remaining time per stage; a stage appears when it first reports."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        Eta(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=err) as bars:
+
+        def watch(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield watch
+
+
+@contextmanager
+def errors_as_panels(*, as_json: bool = False) -> Iterator[None]:
+    """Show the library's own errors without a traceback: exit code 1 for a broken contract, 2 for the rest.
+
+    With `as_json` a broken contract is a result and goes to stdout too.
+    """
+    try:
+        yield
+    except DyncompileError as error:
+        broken = isinstance(error, ContractError)
+        if broken and as_json:
+            out.file.write(json.dumps({"passed": False, "problem": error.problem}, indent=2) + "\n")
+        err.print(error_panel(error))
+        raise typer.Exit(1 if broken else 2) from None
+
+
+def error_panel(error: DyncompileError) -> Panel:
+    """The whole message in a frame; no line is wrapped where the output is a file."""
+    text = str(error)
+    widest = max(map(len, text.splitlines())) + _FRAME
+    width = err.width if err.is_terminal else max(widest, err.width)
+    return Panel(Text(text), title=type(error).__name__, title_align="left", border_style="red", width=width)

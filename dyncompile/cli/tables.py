@@ -1,0 +1,96 @@
+"""Results of the commands as rich tables."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dyncompile.cli.convert import Conversion
+from dyncompile.demo import DemoResult, WidthResult
+from dyncompile.demo.latency import Ratio
+from dyncompile.report.sections import percent, quantity
+from dyncompile.verify import Report
+
+_DEMO_COLUMNS = (
+    "width",
+    "MACs",
+    "share",
+    "parameters",
+    "latency (wall)",
+    "latency (CPU)",
+    "accuracy",
+    "max diff",
+)
+
+
+def verify_table(report: Report) -> Table:
+    """One line per invariant."""
+    table = Table(
+        "", "invariant", "max abs diff", "detail", box=None, padding=(0, 2, 0, 0), header_style="dim"
+    )
+    for check in report.checks:
+        mark = Text("ok", style="green") if check.passed else Text("FAIL", style="bold red")
+        table.add_row(mark, Text(check.name), f"{check.difference:.3g}", Text(check.detail))
+    return table
+
+
+def conversion_summary(done: Conversion) -> Group:
+    """What was written and how to load it."""
+    source = done.loaded.source.name
+    built = source.startswith(("timm:", "torchvision:", "hf:"))
+    load = f'dyncompile.load("{done.folder}"{"" if built else ", source=model"})'
+    lines = (
+        f"{done.tensors} tensors of {source} -> {done.folder}",
+        f"passes: {' | '.join(done.loaded.dyn.history)}; all {len(done.report.checks)} invariants hold",
+        f"load it with {load}",
+    )
+    return Group(*map(Text, lines))
+
+
+def demo_report(result: DemoResult) -> Group:
+    """The table of widths, with what one needs to know to read it."""
+    return Group(Text(""), _demo_table(result), *map(Text, _remarks(result)))
+
+
+def _demo_table(result: DemoResult) -> Table:
+    table = Table(
+        title="One set of weights, four widths, each specialized to a static graph", title_justify="left"
+    )
+    for name in _DEMO_COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for width in result.widths:
+        table.add_row(*_demo_row(width))
+    return table
+
+
+def _demo_row(width: WidthResult) -> tuple[RenderableType, ...]:
+    return (
+        width.label,
+        quantity(width.macs),
+        percent(width.macs_share),
+        f"{width.parameters:,}",
+        _ratio(width.latency.wall),
+        _ratio(width.latency.cpu),
+        percent(width.accuracy),
+        f"{width.difference:.2g}",
+    )
+
+
+def _ratio(ratio: Ratio) -> str:
+    """Median, and the quartiles in brackets."""
+    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def _remarks(result: DemoResult) -> tuple[str, ...]:
+    digits, config = result.digits, result.config
+    same = min(width.same_predictions for width in result.widths)
+    return (
+        f"Source: {result.source_parameters:,} parameters, {quantity(result.source_macs)} MACs, test accuracy "
+        f"{percent(result.source_accuracy)} before it was made dynamic ({digits['train']} / {digits['validation']} / "
+        f"{digits['test']} digits to train, choose and test).",
+        f"Latency: relative to the source network, eager, one thread, batch {config.batch} (calls of single 8x8 images "
+        f"mostly measure Python). Median and quartiles of {config.pairs} interleaved pairs.",
+        f"Max diff: of logits to the dynamic model on the same route, whole test set; {percent(same)} same predictions.",
+        f"Contract: all {len(result.contract)} invariants hold after training. Took {sum(result.seconds.values()):.0f} s.",
+    )

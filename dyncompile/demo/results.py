@@ -1,0 +1,66 @@
+"""What a run of the demonstration found, as data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dyncompile.demo.config import DemoConfig
+from dyncompile.demo.latency import Latency
+from dyncompile.errors import DyncompileError
+
+
+@dataclass(frozen=True, slots=True)
+class WidthResult:
+    """One width, specialized to a plain static graph.
+
+    Attributes:
+        macs: multiply-accumulates per image.
+        macs_share, parameters: relative to the source; elements that the static graph holds.
+        latency: of the static graph against the source network, both in eager PyTorch.
+        accuracy: share of the test digits that the static graph names right.
+        difference: largest absolute difference of logits to the dynamic model on this route, over the test digits.
+        same_predictions: share of the test digits on which both name the same class.
+    """
+
+    label: str
+    macs: float
+    macs_share: float
+    parameters: int
+    latency: Latency
+    accuracy: float
+    difference: float
+    same_predictions: float
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """A whole run.
+
+    Attributes:
+        digits: number of images per part of the split.
+        source_accuracy: of the static network on the test digits, before anything was made dynamic.
+        contract: lines of `verify`'s report on the trained dynamic model.
+        seconds: wall time per stage.
+    """
+
+    config: DemoConfig
+    torch: str
+    digits: dict[str, int]
+    source_parameters: int
+    source_macs: float
+    source_accuracy: float
+    widths: tuple[WidthResult, ...]
+    contract: tuple[str, ...]
+    seconds: dict[str, float]
+
+    def write(self, folder: Path) -> Path:
+        """Write ``demo.json`` into `folder` (created if missing); raises DyncompileError where that fails."""
+        path = folder / "demo.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            raise DyncompileError(f"the results cannot be written: {error}", where=str(path)) from None
+        return path

@@ -1,3 +1,0 @@
-"""dead"""
-def drop_dead_channels(graph, owner):
-    return

@@ -1,0 +1,43 @@
+"""What a pass decided before anything is edited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dyncompile.program import Choice, Sized
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place where a pass acts: what it is, which choice decides there, and how in words."""
+
+    name: str
+    choice: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A place where a pass could have acted and does not, why, and the user's source line."""
+
+    name: str
+    reason: str
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pass is going to do; nothing has been edited yet.
+
+    Attributes:
+        choices: decision points to insert.
+        sites: where they act.
+        rejections: where they do not, and why.
+        sized: elastic dims whose size a choice decides.
+    """
+
+    choices: tuple[Choice, ...] = ()
+    sites: tuple[Site, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+    sized: Mapping[str, Sized] = field(default_factory=dict[str, Sized])

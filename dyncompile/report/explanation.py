@@ -1,0 +1,266 @@
+"""What there is to say about a dynamic model, as data: all renderings of `explain` read this alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.macs import covered, evaluate
+from dyncompile.plan import Plan, Site
+from dyncompile.policies import Smallest
+from dyncompile.program import Choice, Domain, Program
+from dyncompile.report.patterns import fold, patterns, template
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.steering import plan_route
+from dyncompile.state import STATE_PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The network before any pass: elements of its parameters, MACs per sample, what was found in it."""
+
+    parameters: int
+    macs: float
+    elastic_dims: int
+    branches: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassSummary:
+    """One entry of the history, and how many places it took and left."""
+
+    spec: str
+    sites: int
+    rejections: int
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One setting of a choice with all others at full: shares of the source's MACs and parameters."""
+
+    label: str
+    macs: float
+    parameters: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceSummary:
+    """A choice, how many sites it decides, and what each of its columns costs."""
+
+    name: str
+    domain: str
+    sites: int
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteGroup:
+    """Sites of one choice that differ in numbers only and are acted on in the same way."""
+
+    pattern: str
+    choice: str
+    what: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonGroup:
+    """Places that are left alone for one reason; `line` is the first known source line."""
+
+    reason: str
+    line: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownOperator:
+    """An operator that inference could not follow, and the parameter axes that it froze."""
+
+    operator: str
+    line: str
+    reason: str
+    froze: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Shares in [0, 1] of the source's parameters and MACs: what could move, and what a choice does move."""
+
+    elastic_parameters: float
+    elastic_macs: float
+    controlled_parameters: float
+    controlled_macs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Everything that `explain` says.
+
+    Attributes:
+        smallest_macs: share of the source's MACs with every choice at its cheapest.
+        decision_macs: MACs per sample of the decision nets, on top of the path.
+        rejections: what the passes looked at and left alone.
+        static: other parameter axes that nothing can resize.
+        unmodeled: operator -> number of nodes whose cost is unknown and in no number here.
+        refusals: adds that are no removable residual branch.
+    """
+
+    source: Source
+    passes: tuple[PassSummary, ...]
+    coverage: Coverage
+    choices: tuple[ChoiceSummary, ...]
+    smallest_macs: float
+    decision_macs: float
+    sites: tuple[SiteGroup, ...]
+    rejections: tuple[ReasonGroup, ...]
+    static: tuple[ReasonGroup, ...]
+    unknown: tuple[UnknownOperator, ...]
+    unmodeled: Mapping[str, int]
+    disagreements: tuple[ReasonGroup, ...]
+    refusals: tuple[ReasonGroup, ...]
+    notes: tuple[str, ...]
+
+
+def explain(dyn: DynamicModel) -> Explanation:
+    """Collect the explanation of a dynamic model. Pure: the model is only read."""
+    facts, plans = dyn.facts, dyn.plans
+    sites = [site for plan in plans for site in plan.sites]
+    smallest = float(dyn.macs(plan_route(Smallest(), dyn.choices, 1))[0])
+    return Explanation(
+        source=_source(dyn),
+        passes=tuple(
+            PassSummary(spec, len(plan.sites), len(plan.rejections))
+            for spec, plan in zip(dyn.history, plans, strict=True)
+        ),
+        coverage=_coverage(facts, dyn.program),
+        choices=tuple(_choice(dyn, choice, sites) for choice in dyn.choices.values()),
+        smallest_macs=_share(smallest, dyn.static_macs),
+        decision_macs=dyn.decision_macs,
+        sites=_site_groups(sites),
+        rejections=_grouped((r.reason, r.line, r.name) for plan in plans for r in plan.rejections),
+        static=_grouped(_static_axes(facts, plans)),
+        unknown=_unknown(facts),
+        unmodeled=_counted(facts.macs.unmodeled.values()),
+        disagreements=_grouped(
+            (note.reason, note.line, note.node) for note in (*facts.dims.gaps, *facts.dims.disagreements)
+        ),
+        refusals=_grouped((r.reason, r.line or "", r.name) for r in facts.regions.refusals),
+        notes=dyn.program.notes,
+    )
+
+
+def _source(dyn: DynamicModel) -> Source:
+    facts = dyn.facts
+    own = sum(n for name, n in facts.parameters.items() if not name.startswith(f"{STATE_PREFIX}."))
+    return Source(own, dyn.static_macs, len(facts.dims.elastic), len(facts.regions.branches))
+
+
+def _coverage(facts: Facts, program: Program) -> Coverage:
+    macs = evaluate(facts.macs.path, {})
+    total = sum(facts.parameters.values())
+    sized = set(program.sized)
+    controlled = sum(n for name, n in facts.parameters.items() if sized & set(facts.elastics_of(name)))
+    return Coverage(
+        elastic_parameters=facts.covered_parameters,
+        elastic_macs=_share(covered(facts.macs.path, facts.dims.elastic), macs),
+        controlled_parameters=_share(controlled, total),
+        controlled_macs=_share(covered(facts.macs.path, sized), macs),
+    )
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+# -- choices and sites ------------------------------------------------------------------------------
+
+
+def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site]) -> ChoiceSummary:
+    return ChoiceSummary(
+        name=choice.name,
+        domain=choice.domain.value,
+        sites=sum(site.choice == choice.name for site in sites),
+        columns=tuple(_columns(dyn, choice)),
+    )
+
+
+def _columns(dyn: DynamicModel, choice: Choice) -> Iterator[Column]:
+    """Every column of a one-hot choice; the two ends of any other."""
+    whole = dyn.facts.narrowed_numel({})
+    if choice.domain is not Domain.ONE_HOT:
+        for label, row in (("smallest", choice.smallest), ("full", choice.full)):
+            yield Column(label, _macs_share(dyn, choice, row), 1.0)
+        return
+    for i in range(choice.width):
+        widths = {name: s.sizes[i] for name, s in dyn.program.sized.items() if s.choice == choice.name}
+        label = choice.labels[i] if choice.labels else str(i)
+        parameters = _share(dyn.facts.narrowed_numel(widths), whole)
+        yield Column(label, _macs_share(dyn, choice, choice.row(i)), parameters)
+
+
+def _macs_share(dyn: DynamicModel, choice: Choice, row: tuple[float, ...]) -> float:
+    route = {**dyn.route({}), choice.name: torch.tensor([row])}
+    return _share(float(dyn.macs(route)[0]), dyn.static_macs)
+
+
+def _site_groups(sites: Iterable[Site]) -> tuple[SiteGroup, ...]:
+    """Sites by what is done there; choices that differ in numbers only are put together."""
+    alike: dict[tuple[str, str], list[Site]] = {}
+    for site in sites:
+        alike.setdefault((template(site.choice), site.what), []).append(site)
+    return tuple(
+        SiteGroup(found.text, fold(s.choice for s in group if s.name in found.names), what, found.names)
+        for (_, what), group in alike.items()
+        for found in patterns(site.name for site in group)
+    )
+
+
+# -- reasons ----------------------------------------------------------------------------------------
+
+
+def _grouped(found: Iterable[tuple[str, str, str]]) -> tuple[ReasonGroup, ...]:
+    """(reason, source line, name) by reason; reasons that differ in numbers only are one."""
+    alike: dict[str, list[tuple[str, str, str]]] = {}
+    for one in found:
+        alike.setdefault(template(one[0]), []).append(one)
+    return tuple(
+        ReasonGroup(
+            reason=fold(reason for reason, _, _ in group),
+            line=next((line for _, line, _ in group if line), ""),
+            names=tuple(dict.fromkeys(name for _, _, name in group)),
+        )
+        for group in alike.values()
+    )
+
+
+def _static_axes(facts: Facts, plans: Iterable[Plan]) -> Iterator[tuple[str, str, str]]:
+    """Frozen axes that no rejection and no unknown operator speaks of."""
+    said = {(r.name, r.reason) for plan in plans for r in plan.rejections}
+    unknown = {note.reason for note in facts.dims.unknown}
+    for axis in facts.dims.frozen:
+        if (axis.tensor, axis.reason) not in said and axis.reason not in unknown:
+            yield axis.reason, axis.line, f"{axis.tensor}[{axis.axis}]"
+
+
+def _unknown(facts: Facts) -> tuple[UnknownOperator, ...]:
+    """An operator may be met at many lines; each note names the axes that were frozen there."""
+    frozen = facts.dims.frozen
+    return tuple(
+        UnknownOperator(
+            note.operator,
+            note.line,
+            note.reason,
+            tuple(f"{a.tensor}[{a.axis}]" for a in frozen if (a.reason, a.line) == (note.reason, note.line)),
+        )
+        for note in facts.dims.unknown
+    )
+
+
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for name in names:
+        out[name] = out.get(name, 0) + 1
+    return out

@@ -1,0 +1,65 @@
+"""Module trees that hold parameters and buffers under dotted names, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from dyncompile.torchlib import named_modules, own_buffers, own_modules, own_parameters, transient_buffers
+
+STATE_PREFIX = "dyn"
+"""All state that capture and passes add lives under this module name; source names never change."""
+
+CONSTANTS = f"{STATE_PREFIX}.constants"
+"""Where tensors go that the source creates in `forward`; they are not saved, a capture makes them again."""
+
+
+def adopt_state(state: nn.Module, source: nn.Module) -> None:
+    """Register the source's parameters and buffers in `state`, tied names included, in the source's order."""
+    for prefix, module in named_modules(source):
+        lead = f"{prefix}." if prefix else ""
+        for name, parameter in own_parameters(module).items():
+            if parameter is not None and not holds(state, lead + name):
+                put_state(state, lead + name, parameter)
+        for name, buffer in own_buffers(module).items():
+            if buffer is not None and not holds(state, lead + name):
+                put_state(state, lead + name, buffer, persistent=name not in transient_buffers(module))
+
+
+def put_state(state: nn.Module, name: str, value: Tensor, *, persistent: bool = True) -> None:
+    """Register a parameter or buffer under a dotted name, creating the modules on the way."""
+    *path, leaf = name.split(".")
+    owner = state
+    for part in path:
+        child = own_modules(owner).get(part)
+        if child is None:
+            child = nn.Module()
+            owner.add_module(part, child)
+        owner = child
+    if isinstance(value, nn.Parameter):
+        owner.register_parameter(leaf, value)
+    else:
+        owner.register_buffer(leaf, value, persistent=persistent)
+
+
+def holds(state: nn.Module, name: str) -> bool:
+    """Whether a parameter or buffer of this dotted name is registered."""
+    *path, leaf = name.split(".")
+    owner: nn.Module | None = state
+    for part in path:
+        owner = own_modules(owner).get(part) if owner is not None else None
+    return owner is not None and (leaf in own_parameters(owner) or leaf in own_buffers(owner))
+
+
+def state_tensors(state: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name, parameters first; tied names share one tensor object."""
+    named: dict[str, Tensor] = dict(state.named_parameters(remove_duplicate=False))
+    named.update(state.named_buffers(remove_duplicate=False))
+    return named
+
+
+def share_state(state: nn.Module) -> nn.Module:
+    """A structural copy of a module tree that holds the same tensor objects."""
+    memo = {id(t): t for t in (*state.parameters(), *state.buffers())}
+    return copy.deepcopy(state, memo)

@@ -1,0 +1,104 @@
+"""The few places of torch that are private or untyped, behind typed names, so that nothing else touches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeGuard, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, fx, nn
+
+Operator = torch._ops.OpOverload  # pyright: ignore[reportPrivateUsage]
+
+enter_autocast: Callable[..., Any] = torch.amp.autocast_mode._enter_autocast  # pyright: ignore
+exit_autocast: Callable[..., Any] = torch.amp.autocast_mode._exit_autocast  # pyright: ignore
+
+
+def is_operator(target: Any) -> TypeGuard[Any]:
+    """Whether a node's target is an operator overload, not a plain Python function."""
+    return isinstance(target, Operator)
+
+
+def schema_of(target: Any) -> Any:
+    """The schema of an operator (arguments with names, types and defaults), None for plain functions."""
+    return getattr(target, "_schema", None)
+
+
+def is_composite(target: Any) -> bool:
+    """Whether an operator is defined by other operators (CompositeImplicitAutograd)."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key  # pyright: ignore
+    return is_operator(target) and has_kernel(target.name(), "CompositeImplicitAutograd")
+
+
+def map_nodes(value: Any, function: Callable[[fx.Node], Any]) -> Any:
+    """`value` with every node in it (in lists, tuples, dicts, slices) replaced by `function` of it."""
+    return cast(Any, fx).node.map_arg(value, function)
+
+
+def items(value: Any) -> list[Any]:
+    """The entries of a list or tuple; a single value as one entry."""
+    return list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]
+
+
+def is_several(value: Any) -> bool:
+    """Whether a node's value is a list or tuple."""
+    return isinstance(value, list | tuple)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors among the entries of a node's value."""
+    return [entry for entry in items(value) if isinstance(entry, Tensor)]
+
+
+def symbolic_int(value: torch.SymInt) -> Any:
+    """The sympy expression of a symbolic size."""
+    return cast(Any, value).node.expr
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The parameters registered on one module itself; the dictionary is live."""
+    return module._parameters  # pyright: ignore
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """The buffers registered on one module itself; the dictionary is live."""
+    return module._buffers  # pyright: ignore
+
+
+def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The children registered on one module itself; the dictionary is live."""
+    return module._modules  # pyright: ignore
+
+
+def transient_buffers(module: nn.Module) -> set[str]:
+    """Names of a module's own buffers that its state dict leaves out; the set is live."""
+    return module._non_persistent_buffers_set  # pyright: ignore
+
+
+def base_of(tensor: Tensor) -> Tensor | None:
+    """The tensor that `tensor` is a view of, None if it is not a view."""
+    return tensor._base  # pyright: ignore
+
+
+def python_calling(names: list[str], structure: Any, out_structure: Any) -> Any:
+    """Code generation for a graph that takes `names` (a pytree of them) and returns a pytree."""
+    graph_module = cast(Any, fx).graph
+    return graph_module._PyTreeCodeGen(graph_module._PyTreeInfo(names, structure, out_structure))
+
+
+def named_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module with its dotted name; one that is registered twice is listed twice."""
+    return list(cast(Any, module).named_modules(remove_duplicate=False))
+
+
+def encode_tensors(tensors: dict[str, Tensor]) -> bytes:
+    """Tensors in the safetensors format."""
+    return cast(Any, safetensors.torch).save(tensors)
+
+
+def open_tensors(path: Path) -> Any:
+    """A safetensors file, opened lazily: ``keys``, ``get_slice``, ``get_tensor``."""
+    return cast(Any, safetensors).safe_open(path, framework="pt")

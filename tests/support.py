@@ -1,0 +1,102 @@
+"""What the tests of the core share: networks captured once, dynamic models made from them, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dyncompile.analysis.facts import Facts, analyze
+from dyncompile.capture import capture
+from dyncompile.pipeline import apply_passes
+from dyncompile.program import Program, Route
+from dyncompile.rewrite import copy_program
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.spec import parse_specs
+from dyncompile.zoo.inputs import as_inputs
+from tests.nets import Net
+
+Make = Callable[[], tuple[nn.Module, Any]]
+"""A network of `tests.handmade`: returns a module and its example input."""
+
+FINE = "divisor=1, minimum=1"
+"""Fields of a slicing pass under which every elastic dim of a small network has something to choose."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A source model, its example call and its program. Shared by many tests: nobody may change it."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @cached_property
+    def program(self) -> Program:
+        return capture(self.module, self.args, self.kwargs)
+
+    @cached_property
+    def facts(self) -> Facts:
+        return analyze(self.program)
+
+    @property
+    def flat(self) -> list[Any]:
+        """The example call as flat graph inputs."""
+        return self.program.signature.flatten(self.args, self.kwargs)
+
+    def dynamic(self, method: Any = f"dsnet({FINE})", **config: Any) -> DynamicModel:
+        """A dynamic model with its own tensors, in evaluation mode."""
+        passes = parse_specs(method, config)
+        return DynamicModel(apply_passes(copy_program(self.program, {}), passes)).eval()
+
+    def expected(self) -> Any:
+        """What the source computes in evaluation mode."""
+        with torch.no_grad():
+            return self.module.eval()(*self.args, **self.kwargs)
+
+
+@cache
+def subject(make: Make) -> Subject:
+    """The network of a maker, made and captured once per process."""
+    module, example = make()
+    return Subject(module.eval(), *as_inputs(example))
+
+
+def subject_of(net: Net) -> Subject:
+    """A drawn network."""
+    return Subject(net.module.eval(), net.args, net.kwargs)
+
+
+def leaves(value: Any) -> list[Tensor]:
+    """All tensors of an output."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def relative(expected: Any, actual: Any) -> float:
+    """Largest absolute difference over the largest magnitude; both are structures of tensors of the same shapes."""
+    pairs = list(zip(leaves(expected), leaves(actual), strict=True))
+    assert all(a.shape == b.shape for a, b in pairs)
+    apart = max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+    return apart / max(float(a.double().abs().max()) for a, _ in pairs)
+
+
+def same(expected: Any, actual: Any) -> bool:
+    """Whether two structures hold the same tensors, bit for bit and in the same dtypes."""
+    pairs = list(zip(leaves(expected), leaves(actual), strict=True))
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+def columns(route: Route) -> dict[str, list[int]]:
+    """The columns that a one-hot route picks, per choice and row."""
+    return {name: rows.argmax(1).tolist() for name, rows in route.items()}
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all state, non-persistent buffers included."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
