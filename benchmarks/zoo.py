@@ -40,9 +40,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from torch.export import Dim, export
 from torch.utils import _pytree as pytree
 
+from benchmarks.conversion import bare_exports
 from benchmarks.models import HF_CLASSES, REFERENCE
 from dyncompile import zoo
 from dyncompile.analysis.dims.validate import random_widths, run_masked, run_narrowed, zero_equivalent
@@ -132,7 +132,7 @@ def _measure(name: str) -> dict[str, Any]:
     model = source.model
     zoo.randomize(model, 0, inputs=(source.args, source.kwargs))
     keys = list(model.state_dict())
-    exports, _ = timed(lambda: [_bare_export(model, source, training) for training in (True, False)])
+    exports, _ = timed(lambda: bare_exports(model, source))
     seconds, (program, dyn) = timed(lambda: _dynamized(model, source))
     facts_seconds, facts = timed(lambda: DynamicModel(program).facts)
     draws = 5 if any(kind in name for kind in THOROUGH) else 1
@@ -165,16 +165,6 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = run()
     return time.perf_counter() - start, result
-
-
-def _bare_export(model: torch.nn.Module, source: zoo.Source, training: bool) -> Any:
-    own = copy.deepcopy(model).train(training)
-
-    def spec(value: Any) -> Any:
-        return {0: Dim.DYNAMIC} if isinstance(value, torch.Tensor) and value.dim() else None
-
-    shapes = tuple(map(spec, source.args)) if source.args else {k: spec(v) for k, v in source.kwargs.items()}
-    return export(own, source.args, source.kwargs, dynamic_shapes=shapes, strict=False).module()
 
 
 def _dynamized(model: torch.nn.Module, source: zoo.Source) -> tuple[Program, DynamicModel]:

@@ -44,7 +44,10 @@ def find_method(name: str) -> type[Any]:
     if name in AMBIGUOUS:
         raise SpecError.of_all(
             f"{name!r} is the short name of two methods",
-            [f"{method}: {meaning}" for method, meaning in AMBIGUOUS[name].items()],
+            [
+                f"{method}: {meaning}" + ("" if method in found else " (not in this release)")
+                for method, meaning in AMBIGUOUS[name].items()
+            ],
             fix="name the one that you mean",
         )
     close = difflib.get_close_matches(name, list(found), 1)

@@ -1,4 +1,4 @@
-"""The few places of torch that are private or untyped, behind typed names, so that nothing else touches them."""
+"""What torch keeps private or untyped and this package needs, behind typed names, in this one place."""
 
 from __future__ import annotations
 

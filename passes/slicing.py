@@ -117,7 +117,7 @@ class Slicing:
         return None
 
     def _sizes(self, one: ElasticFacts, facts: Facts) -> tuple[int, ...]:
-        """Kept positions per ratio, rounded so that the channels they stand for are multiples of the divisor."""
+        """Kept positions per ratio: the channels they stand for are multiples of the divisor."""
         channels = _channels_per_position(one, facts)
         step = max(1, self.divisor // channels)
         least = min(one.dim.size, -(-self.minimum // channels))
@@ -152,7 +152,7 @@ def _stream_dims(facts: Facts) -> set[str]:
 
 
 def _by_preference(facts: Facts) -> list[ElasticFacts]:
-    """Outermost factors first (their kept positions are contiguous), then by the parameters that they touch."""
+    """Outermost factors first (what they keep is contiguous), then by the parameters that they touch."""
 
     def weight(one: ElasticFacts) -> tuple[bool, int]:
         return not one.outermost, -sum(facts.parameters.get(tensor, 0) for tensor, _ in one.carriers)

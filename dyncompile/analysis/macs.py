@@ -125,7 +125,7 @@ def covered(polynomial: Polynomial, names: Iterable[str]) -> int:
 
 
 def _has_weights(node: fx.Node) -> bool:
-    """Whether a node reads a parameter directly (an operator such as an LSTM, not a pointwise one on activations)."""
+    """Whether a node reads a parameter directly: an LSTM does, an operator on activations does not."""
     arguments = bind(node) if schema_of(node.target) is not None else {}
     flat = [entry for value in arguments.values() for entry in items(value)]
     return any(isinstance(entry, fx.Node) and entry.op == "get_attr" for entry in flat)

@@ -309,7 +309,7 @@ def stages(
     1. A run without a contraction, in its nodes or in the regions between them, goes with the run after it.
     2. The stem, everything before the run in which the first branch ends, is part of the first stage. Without
        branches, the first region beside the trunk that holds a contraction takes that place.
-    3. The head, everything from the first pooled node (resolution 1) after the last branch or region on, is part
+    3. The head, everything from the first pooled node (resolution 1) after the last branch or region, is part
        of the last stage, whatever its resolution: the width of a classifier may look like positions.
 
     A node beside the trunk has the stage of the trunk node that follows its nearest trunk ancestor (its

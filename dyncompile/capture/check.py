@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,8 @@ from dyncompile.errors import CaptureError
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
-def check_capturable(model: nn.Module, flat: Sequence[Any]) -> None:
-    """Raise CaptureError for modules and inputs that no graph can be captured from."""
-    _check_module(model)
+def check_inputs(model: nn.Module, flat: Sequence[Any]) -> None:
+    """Raise CaptureError for inputs that have no batch or lie on another device."""
     tensors = [value for value in flat if isinstance(value, Tensor)]
     if not any(t.dim() > 0 for t in tensors):
         raise CaptureError(
@@ -36,7 +36,32 @@ def check_capturable(model: nn.Module, flat: Sequence[Any]) -> None:
         )
 
 
-def _check_module(model: nn.Module) -> None:
+def check_runs(owned: nn.Module, flat: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Run a copy once where the input dtype is doubtful: tracing accepts mixtures that eager refuses.
+
+    Raises CaptureError with the dtypes and what eager says.
+    """
+    wanted = {p.dtype for p in owned.parameters() if p.is_floating_point()}
+    given = {v.dtype for v in flat if isinstance(v, Tensor)}
+    looks_up = any(isinstance(module, nn.Embedding) for module in owned.modules())
+    if given <= wanted or (looks_up and not any(dtype.is_floating_point for dtype in given - wanted)):
+        return
+    try:
+        with torch.no_grad():
+            copy.deepcopy(owned).eval()(*args, **kwargs)
+    except Exception as error:  # the user's own forward refuses its inputs
+        raise CaptureError(
+            f"the model does not take inputs of dtype {_names(given)}: {error}",
+            fix=f"its parameters are {_names(wanted)}: give example inputs of that dtype",
+        ) from error
+
+
+def _names(dtypes: set[torch.dtype]) -> str:
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+
+
+def check_module(model: nn.Module) -> None:
+    """Raise CaptureError for modules that no graph can be captured from."""
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             "the model is a scripted module", fix="pass the eager module that it was scripted from"

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, export
 from torch.utils import _pytree as pytree
 
-from dyncompile.capture.check import check_capturable
+from dyncompile.capture.check import check_inputs, check_module, check_runs
 from dyncompile.capture.clean import clean_graph
 from dyncompile.errors import CaptureError
 from dyncompile.program import MODES, Mode, Program
@@ -40,14 +40,16 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
     Raises:
         CaptureError: the model cannot be traced; names the user's source line and what to do.
     """
+    check_module(model)
     forward = forward_signature(model)
     named = bind_call(forward, args, kwargs or {})
-    check_capturable(model, pytree.tree_leaves(named))
+    check_inputs(model, pytree.tree_leaves(named))
     named = _at_least_two_rows(named)
     flat, structure = pytree.tree_flatten(named)
     batch = batch_of(flat)
     leaves = [make_leaf(_path(path), value, batch) for path, value in pytree.tree_flatten_with_path(named)[0]]
     owned = copy.deepcopy(model)
+    check_runs(owned, flat, args, kwargs or {})
     owned.train().eval()  # clears tensors that models cache per mode
     traced: dict[Mode, Traced] = {mode: _trace(owned, forward, named, batch, mode) for mode in MODES}
     out_structure = traced["eval"][1]
@@ -112,7 +114,7 @@ def _trace(owned: nn.Module, forward: Any, named: dict[str, Any], batch: int | N
 def _quiet() -> Generator[None]:
     """Exporting warns and logs about matters of other users; failures still raise."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -40,7 +40,7 @@ def follow_device_and_dtype(graph: fx.Graph, state: nn.Module) -> None:
 
 
 class _Anchor:
-    """Graph nodes that hold the device of the first tensor input and the dtype of the parameters, made on demand."""
+    """Nodes that hold the device of the first tensor input and the parameters' dtype, made on demand."""
 
     def __init__(self, graph: fx.Graph, state: nn.Module) -> None:
         self._graph = graph

@@ -1,7 +1,7 @@
 """The commands: read arguments, call the library, show what it returns.
 
-Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a model breaks its contract, 2 something
-that the user gave cannot be used. Anything else is a bug and shows its traceback.
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a model breaks its contract,
+2 something that the user gave cannot be used. Anything else is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ Method = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 _METHODS = ["dsnet"]
+_DEMO = DemoConfig()
 
 
 def _version(asked: bool) -> None:
@@ -128,7 +129,7 @@ def verify(model: Model, method: Method = _METHODS, as_json: AsJson = False) -> 
 @app.command(
     epilog=_examples(
         "dyncompile convert resnet50.safetensors --arch timm:resnet50 -o resnet50-dynamic",
-        'dyncompile convert checkpoint.pth --arch "timm:resnet18?num_classes=10" --method "dsnet(per=stage)" -o out',
+        'dyncompile convert a.pth --arch "timm:resnet18?num_classes=10" --method "dsnet(per=stage)" -o out',
     )
 )
 def convert(
@@ -153,16 +154,18 @@ def convert(
 def demo(
     epochs: Annotated[
         int, typer.Option(help="Passes over the digits for the source network.")
-    ] = DemoConfig.epochs,
-    slicing_epochs: Annotated[int, typer.Option(help="Passes for all widths together.")] = 8,
-    pairs: Annotated[int, typer.Option(help="Pairs of latency measurements per width.")] = 60,
-    seed: Annotated[int, typer.Option(help="Seeds the split, the weights and the order.")] = 0,
+    ] = _DEMO.epochs,
+    slicing_epochs: Annotated[
+        int, typer.Option(help="Passes for all widths together.")
+    ] = _DEMO.slicing_epochs,
+    pairs: Annotated[int, typer.Option(help="Pairs of latency measurements per width.")] = _DEMO.pairs,
+    seed: Annotated[int, typer.Option(help="Seeds the split, the weights and the order.")] = _DEMO.seed,
     output: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Write demo.json there; else nothing is written."),
     ] = None,
 ) -> None:
-    """Train a small ResNet on digits, make its width dynamic, verify it, measure every width. About a minute."""
+    """Train a small ResNet on digits, make its width dynamic, verify it, measure every width (a minute)."""
     with errors_as_panels():
         config = DemoConfig(epochs=epochs, slicing_epochs=slicing_epochs, pairs=pairs, seed=seed)
         with progress() as watch:

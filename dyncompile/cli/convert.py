@@ -34,7 +34,7 @@ class Conversion:
 def convert_checkpoint(
     checkpoint: Path, arch: str, method: Sequence[str], folder: Path, busy: Busy
 ) -> Conversion:
-    """Make a dynamic checkpoint in `folder` from one of a static model; what is cheap to refuse is refused first.
+    """Make a dynamic checkpoint in `folder` from a static model's; what is cheap to refuse is refused first.
 
     Raises:
         SpecError: the method or the architecture cannot be understood.
@@ -58,7 +58,7 @@ def convert_checkpoint(
 
 
 def check_folder(folder: Path) -> None:
-    """Raise CheckpointError unless `folder` can be created, is empty, or holds an earlier result and nothing else."""
+    """Raise CheckpointError unless `folder` can be created, is empty, or holds an earlier result alone."""
     if not folder.exists():
         return _check_parent(folder)
     if not folder.is_dir():

@@ -33,7 +33,7 @@ def load_model(spec: str) -> Source:
     """A model by name; the same random weights every time. The working directory may hold its module."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return zoo.load(spec)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 
 import typer
@@ -31,7 +31,7 @@ def busy(doing: str) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def progress() -> Iterator[Watch]:
+def progress() -> Generator[Watch]:
     """One bar with the remaining time per stage; a stage appears when it first reports."""
     columns = (
         TextColumn("{task.description:<28}"),
@@ -52,7 +52,7 @@ def progress() -> Iterator[Watch]:
 
 
 @contextmanager
-def errors_as_panels(*, as_json: bool = False) -> Iterator[None]:
+def errors_as_panels(*, as_json: bool = False) -> Generator[None]:
     """Show the library's own errors without a traceback: exit code 1 for a broken contract, 2 for the rest.
 
     With `as_json` a broken contract is a result and goes to stdout too.

@@ -86,11 +86,13 @@ def _remarks(result: DemoResult) -> tuple[str, ...]:
     digits, config = result.digits, result.config
     same = min(width.same_predictions for width in result.widths)
     return (
-        f"Source: {result.source_parameters:,} parameters, {quantity(result.source_macs)} MACs, test accuracy "
-        f"{percent(result.source_accuracy)} before it was made dynamic ({digits['train']} / {digits['validation']} / "
-        f"{digits['test']} digits to train, choose and test).",
-        f"Latency: relative to the source network, eager, one thread, batch {config.batch} (calls of single 8x8 images "
-        f"mostly measure Python). Median and quartiles of {config.pairs} interleaved pairs.",
-        f"Max diff: of logits to the dynamic model on the same route, whole test set; {percent(same)} same predictions.",
-        f"Contract: all {len(result.contract)} invariants hold after training. Took {sum(result.seconds.values()):.0f} s.",
+        f"Source: {result.source_parameters:,} parameters, {quantity(result.source_macs)} MACs; accuracy "
+        f"{percent(result.source_accuracy)} before it was made dynamic. Digits: {digits['train']} to train, "
+        f"{digits['validation']} to choose the epoch, {digits['test']} to test.",
+        f"Latency: relative to the source network, eager, one thread, batch {config.batch} (a call with a "
+        f"single 8x8 image mostly measures Python). Median (quartiles) of {config.pairs} interleaved pairs.",
+        f"Max diff: of logits to the dynamic model on the same route, all test digits; "
+        f"{percent(same)} same predictions.",
+        f"Contract: all {len(result.contract)} invariants hold after training. "
+        f"Took {sum(result.seconds.values()):.0f} s.",
     )

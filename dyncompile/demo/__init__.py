@@ -1,4 +1,4 @@
-"""The demonstration: digits, a small ResNet, four widths in one set of weights. ``dyncompile demo`` prints it."""
+"""The demonstration: digits, a small ResNet, four widths in one set of weights. See ``dyncompile demo``."""
 
 from dyncompile.demo.config import DemoConfig, Watch
 from dyncompile.demo.results import DemoResult, WidthResult

@@ -16,7 +16,7 @@ class DemoConfig:
     """Settings of one run; everything random follows `seed`.
 
     Attributes:
-        epochs: passes over the training digits for the source network; the last of the best on validation is kept.
+        epochs: passes over the training digits for the source network; the best on validation is kept.
         slicing_epochs: passes for the widths together, from the trained source on.
         pairs: interleaved measurements of latency per width.
         batch: rows per training step and per measured call. Calls of single 8x8 images mostly measure Python.

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, which come with the library: 1,797 images of 8x8 pixels in ten classes."""
+"""Handwritten digits that come with scikit-learn: 1,797 images of 8x8 pixels in ten classes."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ _TEST, _VALIDATION = 0.2, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Images [N, 1, 8, 8] with mean 0 and deviation 1 over the training images, labels [N], rows in the data set."""
+    """Images [N, 1, 8, 8] (mean 0, deviation 1 over the training images), labels [N], their rows in the data."""
 
     images: Tensor
     labels: Tensor
     rows: tuple[int, ...]
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order, each image shifted by up to a pixel; a last batch of one row is left out."""
-        for chosen in torch.randperm(len(self.labels), generator=generator).split(size):
+        """One epoch in random order, images shifted by up to a pixel; a last batch of one row is left out."""
+        order = torch.randperm(len(self.labels), generator=generator)
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
             if len(chosen) > 1:
                 yield _shifted(self.images[chosen], generator), self.labels[chosen]
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """A fixed stratified split: training, validation (picks the source's epoch), test (reported, never chosen by)."""
+    """A stratified split: training, validation (picks the source's epoch), test (reported, picks nothing)."""
 
     train: Split
     validation: Split

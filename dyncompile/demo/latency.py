@@ -1,8 +1,8 @@
 """Latency of one function relative to another, on a machine that others use too.
 
-Absolute times drift with the load. So the two run in turns within one process, and what is reported is the median
-of the ratios of neighboring runs; the quartiles say how much to believe it. CPU time counts only what this process
-computed: where it disagrees with wall time, the machine was busy with something else.
+Absolute times drift with the load. So the two run in turns within one process, and what is reported is the
+median of the ratios of neighboring runs; the quartiles say how much to believe it. CPU time counts only what
+this process computed: where it disagrees with wall time, the machine was busy with something else.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Latency:
 def compare(run: Callable[[], object], reference: Callable[[], object], pairs: int) -> Latency:
     """Time `run` against `reference` in interleaved pairs; which one goes first alternates."""
     for _ in range(_WARM_UP):
-        run(), reference()
+        run()
+        reference()
     wall: list[float] = []
     cpu: list[float] = []
     for pair in range(pairs):

@@ -20,7 +20,7 @@ class WidthResult:
         macs_share, parameters: relative to the source; elements that the static graph holds.
         latency: of the static graph against the source network, both in eager PyTorch.
         accuracy: share of the test digits that the static graph names right.
-        difference: largest absolute difference of logits to the dynamic model on this route, over the test digits.
+        difference: largest absolute difference of test logits to those of the dynamic model on this route.
         same_predictions: share of the test digits on which both name the same class.
     """
 

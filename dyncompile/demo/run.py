@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -37,8 +37,7 @@ def run_demo(config: DemoConfig | None = None, watch: Watch = lambda stage, done
     """
     asked = config or DemoConfig()
     digits = load_digits(asked.seed)
-    with _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(asked.seed)
+    with _one_thread(), _seeded(asked.seed):
         return _Run(asked, watch, digits).results()
 
 
@@ -98,7 +97,8 @@ def measure(
     dyn: DynamicModel, net: nn.Module, label: str, column: int, split: Split, config: DemoConfig
 ) -> WidthResult:
     """Specialize one width; compare it with the dynamic model, the labels, and the source's latency."""
-    dyn.eval(), net.eval()
+    dyn.eval()
+    net.eval()
     route = dyn.route(column)
     static = specialize(dyn, route)
     dynamic: Tensor = dyn.run(split.images, policy=Forced(route))[0]
@@ -122,7 +122,18 @@ def _parameters(net: nn.Module) -> int:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _seeded(seed: int) -> Generator[None]:
+    """Torch's global generator starts from `seed` inside and is as before afterwards."""
+    before = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

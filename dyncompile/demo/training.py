@@ -1,7 +1,7 @@
-"""The demonstration's two short loops: an ordinary one for the source, and sandwich steps for all widths at once.
+"""The demonstration's two short loops: an ordinary one for the source, and sandwich steps for all widths.
 
-Sandwich rule and in-place distillation: Universally Slimmable Networks (Yu and Huang, ICCV 2019). A recipe of the
-training engine will replace the second loop.
+Sandwich rule and in-place distillation: Universally Slimmable Networks (Yu and Huang, ICCV 2019). A recipe of
+the training engine will replace the second loop.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def train_source(net: nn.Module, digits: Digits, config: DemoConfig, watch: Watc
         net.train()
         for images, labels in digits.train.batches(config.batch, generator):
             optimizer.zero_grad()
-            F.cross_entropy(net(images), labels).backward()
+            _backward(F.cross_entropy(net(images), labels))
             optimizer.step()
             schedule.step()
         found = accuracy(net.eval(), digits.validation)
@@ -65,11 +65,11 @@ def sandwich(dyn: DynamicModel, images: Tensor, labels: Tensor, *, seed: int) ->
     Each width has its own backward pass, so that only one graph is in memory at a time.
     """
     logits, _ = dyn.run(images, policy=Full())
-    F.cross_entropy(logits, labels).backward()
+    _backward(F.cross_entropy(logits, labels))
     soft = logits.detach().softmax(1)
     for policy in (Smallest(), Sampled(2 * seed), Sampled(2 * seed + 1)):
         narrow, _ = dyn.run(images, policy=policy)
-        F.cross_entropy(narrow, soft).backward()
+        _backward(F.cross_entropy(narrow, soft))
 
 
 @torch.no_grad()
@@ -77,9 +77,8 @@ def recalibrate(dyn: DynamicModel, split: Split, batch: int) -> None:
     """Batch-norm statistics of every width from the final weights, on digits as they are (not shifted)."""
     dyn.train()
     for column in range(max(choice.width for choice in dyn.choices.values())):
-        for images in split.images.split(batch):
-            if len(images) > 1:
-                dyn.run(images, policy=Forced(dyn.route(column)))
+        for start in range(0, len(split.images) - 1, batch):
+            dyn.run(split.images[start : start + batch], policy=Forced(dyn.route(column)))
     dyn.eval()
 
 
@@ -87,6 +86,10 @@ def recalibrate(dyn: DynamicModel, split: Split, batch: int) -> None:
 def accuracy(run: Callable[[Tensor], Tensor], split: Split) -> float:
     """Share of digits that `run` names right."""
     return float((run(split.images).argmax(1) == split.labels).float().mean())
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()  # pyright: ignore[reportUnknownMemberType]
 
 
 def _optimizer(net: nn.Module, digits: Digits, config: DemoConfig, epochs: int) -> tuple[Any, Any]:

@@ -171,7 +171,7 @@ def _kept_factor(factor: Factor, widths: Widths) -> torch.Tensor:
 
 
 def is_prefix(dim: Dim, widths: Mapping[str, object]) -> bool:
-    """Whether the kept positions are a prefix for every value of the named widths, so that a view can hold them."""
+    """Whether the kept positions are a prefix at all values of the named widths: a view can hold them."""
     for position, factor in enumerate(dim):
         if not resized((factor,), widths):
             continue

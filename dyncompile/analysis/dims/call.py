@@ -223,7 +223,7 @@ def fixed_type(shape: Sequence[int]) -> TensorType:
 
 
 def kept_where_equal(x: Sequence[Dim], shape: Sequence[int]) -> TensorType:
-    """Each dim of `x` where the output has its size, else a fixed dim (for operators that work along some axes)."""
+    """Each dim of `x` where the output has its size, else a fixed dim (for operators along some axes)."""
     return tuple(dim if size(dim) == n else fixed(n) for dim, n in zip(x, shape, strict=True))
 
 

@@ -215,7 +215,7 @@ def _mixed(inference: Inference, resolver: _Resolver) -> dict[str, dict[str, Mix
 
 
 def _products(state: Mapping[str, TensorType]) -> tuple[dict[str, set[str]], set[str]]:
-    """(elastic name -> names it is multiplied with, names that somewhere are not the outermost moving factor)."""
+    """(elastic name -> names it is multiplied with, names that somewhere are not the outermost)."""
     partners: dict[str, set[str]] = {}
     inner: set[str] = set()
     for dims in state.values():
@@ -250,7 +250,7 @@ def _statistics(inference: Inference, program: Program) -> frozenset[str]:
 
 
 def _frozen_axes(inference: Inference, program: Program) -> tuple[FrozenAxis, ...]:
-    """Parameter axes of at least two positions in which nothing is free, with every distinct reason's first node."""
+    """Parameter axes of at least two positions in which nothing is free, with the first reason."""
     out: list[FrozenAxis] = []
     for name, _ in program.state.named_parameters():
         for axis, dim in enumerate(inference.state[name]):

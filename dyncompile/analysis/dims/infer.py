@@ -177,9 +177,10 @@ class _Walk:
 
     def _output(self, node: fx.Node) -> None:
         for source in node.all_input_nodes:
-            for dims in flat_types(self.types.get(source)):
-                for dim in dims:
-                    self._result.env.freeze(dim, "it is part of the model's output")
+            with self._result.env.at(source.name, partial(source_line, source)):
+                for dims in flat_types(self.types.get(source)):
+                    for dim in dims:
+                        self._result.env.freeze(dim, "it is part of the model's output")
 
     def _call(self, node: fx.Node, value: Any) -> None:
         call = Call(node, self._result.env, self.types)
