@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...]``: run benchmarks, print their figures, write ``benchmarks/results/*.json``."""
+"""``python -m benchmarks [NAME ...]``: run benchmarks, print figures, write ``benchmarks/results/*.json``."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ class Editor:
         self._program, self._facts = program, facts
         self._graphs: dict[Mode, fx.Graph] = {mode: copy_graph(program.graphs[mode]) for mode in MODES}
         self._state = share_state(program.state)
+        self._tensors = state_tensors(self._state)
         self._choices = dict(program.choices)
         self._sized = dict(program.sized)
         self._decisions: dict[tuple[Mode, str], fx.Node] = {}
@@ -54,6 +55,7 @@ class Editor:
         """Register a parameter or buffer under ``dyn.``; returns its full name."""
         target = f"{STATE_PREFIX}.{name}"
         put_state(self._state, target, value)
+        self._tensors[target] = value
         return target
 
     def resize(self, sized: Mapping[str, Sized]) -> None:
@@ -80,7 +82,7 @@ class Editor:
 
     def _private(self, name: str, choice: Choice, sized: Mapping[str, Sized]) -> list[str]:
         """State names per column; the full column is the source's own buffer."""
-        source = state_tensors(self._state)[name]
+        source = self._tensors[name]
         out: list[str] = []
         for column in range(choice.width):
             widths = {e: one.sizes[column] for e, one in sized.items() if one.choice == choice.name}
@@ -126,7 +128,7 @@ class Editor:
             if name != node.target:
                 with graph.inserting_after(after):
                     after = graph.get_attr(name)
-                after.meta["val"] = state_tensors(self._state)[name]
+                after.meta["val"] = self._tensors[name]
             reads.append(node if name == node.target else after)
         decision = self._decisions[mode, choice.name]
         with graph.inserting_after(decision if after < decision else after):

@@ -27,6 +27,11 @@ def schema_of(target: Any) -> Any:
     return getattr(target, "_schema", None)
 
 
+def draws_random_numbers(target: Any) -> bool:
+    """Whether an operator advances a random generator."""
+    return is_operator(target) and torch.Tag.nondeterministic_seeded in target.tags
+
+
 def is_composite(target: Any) -> bool:
     """Whether an operator is defined by other operators (CompositeImplicitAutograd)."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key  # pyright: ignore

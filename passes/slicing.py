@@ -15,11 +15,12 @@ code.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from dyncompile.analysis.dims.algebra import Dim, elastics, size
+from dyncompile.analysis.dims.algebra import Dim, Elastic, Sum, elastics, size
+from dyncompile.analysis.dims.call import flat_types
 from dyncompile.analysis.dims.facts import ElasticFacts
 from dyncompile.analysis.facts import Facts
 from dyncompile.errors import SpecError
@@ -64,6 +65,8 @@ class Slicing:
             raise SpecError(f"per must be model, stage or dim, got {self.per!r}")
         if self.divisor < 1 or self.minimum < 1:
             raise SpecError(f"divisor and minimum must be at least 1, got {self.divisor} and {self.minimum}")
+        for pattern in (self.include, self.exclude):
+            _check_pattern(pattern)
         object.__setattr__(self, "ratios", tuple(sorted({*map(float, self.ratios), 1.0})))
 
     def plan(self, program: Program, facts: Facts) -> Plan:
@@ -106,7 +109,8 @@ class Slicing:
             return f"not included by {self.include!r}"
         if self.exclude and re.search(self.exclude, name):
             return f"excluded by {self.exclude!r}"
-        partner = next((other.dim.name for other in chosen if other.dim.name in one.partners), None)
+        moving = (*(other.dim.name for other in chosen), *program.sized)
+        partner = next((other for other in moving if other in one.partners), None)
         if partner is not None:
             return f"it is multiplied with {partner}, which moves instead"
         if not self.embedding and is_normalized_stream(one, facts):
@@ -135,6 +139,13 @@ class Slicing:
         return Choice(name, Domain.ONE_HOT, rows[-1], rows[0], tuple(f"{r:g}" for r in self.ratios))
 
 
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise SpecError(f"{pattern!r} is not a regular expression: {error}") from None
+
+
 def is_normalized_stream(one: ElasticFacts, facts: Facts) -> bool:
     """Whether a dim runs through a residual stream and is normalized over: a transformer's embedding."""
     return bool(one.mixed) and one.dim.name in _stream_dims(facts)
@@ -142,13 +153,9 @@ def is_normalized_stream(one: ElasticFacts, facts: Facts) -> bool:
 
 def _stream_dims(facts: Facts) -> set[str]:
     """Elastic dims of the values that residual branches start from."""
-    types: Mapping[str, object] = facts.dims.graphs["eval"].types
-    found: set[str] = set()
-    for branch in facts.regions.branches:
-        dims = types.get(branch.entry)
-        if isinstance(dims, tuple):
-            found |= {e.name for dim in dims for e in elastics(dim)}  # pyright: ignore
-    return found
+    types = facts.dims.graphs["eval"].types
+    entries = [dims for branch in facts.regions.branches for dims in flat_types(types.get(branch.entry))]
+    return {e.name for dims in entries for dim in dims for e in elastics(dim)}
 
 
 def _by_preference(facts: Facts) -> list[ElasticFacts]:
@@ -161,18 +168,21 @@ def _by_preference(facts: Facts) -> list[ElasticFacts]:
 
 
 def _channels_per_position(one: ElasticFacts, facts: Facts) -> int:
-    """How many channels one position stands for in the first tensor.
-
-    The head dim for a head, 1 for a channel.
-    """
+    """Channels that a position stands for in the first tensor: the head dim for a head, 1 for a channel."""
     tensor, axis = one.carriers[0]
-    return max(1, *(_inner(dim, one.dim.name) for dim in (facts.dims.state[tensor][axis],)), 1)
+    return _inner_size(facts.dims.state[tensor][axis], one.dim.name)
 
 
-def _inner(dim: Dim, name: str) -> int:
+def _inner_size(dim: Dim, name: str) -> int:
+    """Size of what lies inside the named factor of a product."""
     for i, factor in enumerate(dim):
-        if any(e.name == name for e in elastics((factor,))):
-            return size(dim[i + 1 :])
+        inner = size(dim[i + 1 :])
+        if isinstance(factor, Elastic) and factor.name == name:
+            return inner
+        if isinstance(factor, Sum):
+            for segment in factor.segments:
+                if any(e.name == name for e in elastics(segment)):
+                    return inner * _inner_size(segment, name)
     return 1
 
 

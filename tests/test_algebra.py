@@ -54,14 +54,20 @@ class Tree:
         if self.kind == "free":
             return env.fresh(self.size)
         parts = [part.build(env) for part in self.parts]
-        return (Sum(tuple(parts)),) if self.kind == "sum" else tuple(factor for dim in parts for factor in dim)
+        return (
+            (Sum(tuple(parts)),) if self.kind == "sum" else tuple(factor for dim in parts for factor in dim)
+        )
 
 
 @st.composite
 def trees(draw: DrawFn, n: int, depth: int = 2) -> Tree:
     """A random dim of size `n`."""
     factors = [d for d in range(2, n) if n % d == 0]
-    kinds = ["free", "free", "fixed"] + ["product"] * (2 * bool(depth and factors)) + ["sum"] * (2 * (depth > 0 and n > 2))
+    kinds = (
+        ["free", "free", "fixed"]
+        + ["product"] * (2 * bool(depth and factors))
+        + ["sum"] * (2 * (depth > 0 and n > 2))
+    )
     kind = draw(st.sampled_from(kinds))
     if kind in ("free", "fixed"):
         return Tree(kind, n)

@@ -117,7 +117,8 @@ RESNET = {
     "stage2.0.conv1.0.weight[0]": (16, conv_norm("stage2.0.conv1") | into("stage2.0.conv2.0")),
     "stage2.0.conv2.0.weight[0]": (
         16,
-        conv_norm("stage2.0.conv2", "stage2.0.downsample", "stage2.1.conv2") | into("stage2.1.conv1.0", "head.2"),
+        conv_norm("stage2.0.conv2", "stage2.0.downsample", "stage2.1.conv2")
+        | into("stage2.1.conv1.0", "head.2"),
     ),
     "stage2.1.conv1.0.weight[0]": (16, conv_norm("stage2.1.conv1") | into("stage2.1.conv2.0")),
 }
@@ -284,7 +285,9 @@ def test_types_as_text(make: Make, prefix: str, listing: str) -> None:
     state = subject(make).facts.dims.state
     expected = dict(line.split(maxsplit=1) for line in listing.strip().splitlines())
     found = {
-        name: " | ".join(render(dim).replace(prefix, "") if prefix else render(dim) for dim in state[prefix + name])
+        name: " | ".join(
+            render(dim).replace(prefix, "") if prefix else render(dim) for dim in state[prefix + name]
+        )
         for name in expected
     }
     assert found == expected
@@ -360,15 +363,39 @@ def awkward() -> tuple[nn.Module, Tensor]:
 
 
 FROZEN: list[tuple[Make, str, int, str, str]] = [
-    (handmade.headless, "stage2.1.conv2.0.weight", 0, "it is part of the model's output", "self.conv2(F.relu(self.conv1(x))) + shortcut)"),
+    (
+        handmade.headless,
+        "stage2.1.conv2.0.weight",
+        0,
+        "it is part of the model's output",
+        "self.conv2(F.relu(self.conv1(x))) + shortcut)",
+    ),
     (handmade.resnet, "stem.0.0.weight", 1, "meets the fixed size 3", "return self.head(self.features(x))"),
-    (handmade.resnet, "head.2.weight", 0, "it is part of the model's output", "return self.head(self.features(x))"),
+    (
+        handmade.resnet,
+        "head.2.weight",
+        0,
+        "it is part of the model's output",
+        "return self.head(self.features(x))",
+    ),
     (handmade.vit, "pos_embed", 1, "meets the fixed size 5", "dim=1) + self.pos_embed"),
     (handmade.vit, "patch_embed.weight", 2, "kernel positions", "x = self.patch_embed(x).flatten(2)"),
-    (handmade.bert_like, "words.weight", 0, "rows that are looked up by index", "self.norm(self.words(input_ids)"),
+    (
+        handmade.bert_like,
+        "words.weight",
+        0,
+        "rows that are looked up by index",
+        "self.norm(self.words(input_ids)",
+    ),
     (handmade.buffer_constant, "conv.0.weight", 0, "meets the fixed size 6", "* self.scale + self.offset)"),
     (handmade.multi_output, "second.0.weight", 0, "it is part of the model's output", "OUTPUTS[self.kind]"),
-    (awkward, "picked.weight", 0, "positions that are looked up by index", "first = self.picked(x)[:, self.order]"),
+    (
+        awkward,
+        "picked.weight",
+        0,
+        "positions that are looked up by index",
+        "first = self.picked(x)[:, self.order]",
+    ),
     (awkward, "shifted.weight", 0, "a cyclic shift along it", "second = self.shifted(x).roll(1, 1)[:, ::3]"),
     (awkward, "sorted.bias", 0, "aten.cumsum.default along it", "third = self.sorted(x).cumsum(1)"),
     (awkward, "unused.weight", 1, "no captured graph reads this tensor", ""),
@@ -416,7 +443,10 @@ def unknown() -> tuple[nn.Module, Tensor]:
 def test_operators_without_a_rule_freeze_what_they_touch_and_nothing_else(make: Make) -> None:
     facts = subject(make).facts
     (note,) = facts.dims.unknown
-    assert (note.operator, note.reason) == ("tests.mystery.default", "no rule for the operator tests.mystery.default")
+    assert (note.operator, note.reason) == (
+        "tests.mystery.default",
+        "no rule for the operator tests.mystery.default",
+    )
     assert "mystery(" in note.line or "self.act(" in note.line
     touched = {f.tensor: f for f in facts.dims.frozen if f.reason == note.reason}
     expected = {"second.weight", "second.bias"}

@@ -45,7 +45,7 @@ class Trial:
     """Types inferred now, with the rules that are in the table now, and a few independent random widths."""
 
     subject: Subject
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
 
     @property
     def program(self) -> Program:
@@ -142,6 +142,7 @@ def check_training(trial: Trial) -> None:
         change = tensor.grad if tensor.requires_grad else tensor - before[name]
         if change is not None and change.dim():
             assert change.isfinite().all(), name
+            assert change.any() or name not in trial.facts.dims.statistics, f"{name} is not updated"
             assert not _removed(change, name, trial.facts, widths).any(), name
 
 
@@ -173,18 +174,20 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
 }
 
 
-def first_failure(subject: Subject, seeds: tuple[int, ...] = (0, 1)) -> tuple[str, Exception] | None:
+def first_failure(subject: Subject, seeds: tuple[int, ...] = (0, 1, 2, 3)) -> tuple[str, Exception] | None:
     """(name of the first check that raises, what it raised); None if all hold."""
     trial = Trial(subject, seeds)
     for name, check in CHECKS.items():
         try:
             check(trial)
-        except Exception as error:  # wrong types fail in any way: torch refuses shapes, indices run out of range
+        except (
+            Exception
+        ) as error:  # wrong types fail in any way: torch refuses shapes, indices run out of range
             return name, error
     return None
 
 
-def assert_valid(subject: Subject, seeds: tuple[int, ...] = (0, 1)) -> None:
+def assert_valid(subject: Subject, seeds: tuple[int, ...] = (0, 1, 2, 3)) -> None:
     """All checks hold; otherwise the error of the first that does not."""
     failed = first_failure(subject, seeds)
     if failed is not None:

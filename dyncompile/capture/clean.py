@@ -16,7 +16,15 @@ from dyncompile.capture.literals import follow_device_and_dtype
 from dyncompile.errors import CaptureError
 from dyncompile.program import POLICY, source_line
 from dyncompile.state import CONSTANTS, adopt_state, holds, put_state
-from dyncompile.torchlib import enter_autocast, exit_autocast, is_several, items, map_nodes, schema_of
+from dyncompile.torchlib import (
+    draws_random_numbers,
+    enter_autocast,
+    exit_autocast,
+    is_several,
+    items,
+    map_nodes,
+    schema_of,
+)
 
 _DROPPED = (
     "_assert_tensor_metadata",
@@ -47,7 +55,9 @@ def _has_effect(node: fx.Node) -> bool:
     if node.op in ("placeholder", "output"):
         return True
     schema = schema_of(node.target)
-    return bool(schema and schema.is_mutable) or node.target in (enter_autocast, exit_autocast)
+    if schema is not None and (schema.is_mutable or draws_random_numbers(node.target)):
+        return True  # an unused draw still advances the generator, as it does in eager
+    return node.target in (enter_autocast, exit_autocast)
 
 
 def _operator_name(node: fx.Node) -> str:

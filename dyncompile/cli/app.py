@@ -16,10 +16,11 @@ import typer
 import dyncompile
 from dyncompile.cli.convert import convert_checkpoint
 from dyncompile.cli.models import Loaded, load_model, make_dynamic
-from dyncompile.cli.output import busy, errors_as_panels, out, progress
+from dyncompile.cli.output import busy, create_folder, errors_as_panels, out, progress, say
 from dyncompile.cli.tables import conversion_summary, demo_report, verify_table
 from dyncompile.demo import DemoConfig, run_demo
 from dyncompile.report import explain as explanation_of
+from dyncompile.report import to_text
 from dyncompile.report.console import to_console
 from dyncompile.spec import parse_specs
 from dyncompile.verify import verify as check_contract
@@ -64,7 +65,7 @@ _DEMO = DemoConfig()
 
 def _version(asked: bool) -> None:
     if asked:
-        out.print(f"dyncompile {dyncompile.__version__}", highlight=False)
+        say(f"dyncompile {dyncompile.__version__}")
         raise typer.Exit
 
 
@@ -103,9 +104,11 @@ def explain(
         loaded = _dynamic(model, method)
         found = explanation_of(loaded.dyn)
         if as_json:
-            out.file.write(json.dumps(asdict(found), indent=2) + "\n")
-        else:
+            say(json.dumps(asdict(found), indent=2))
+        elif out.is_terminal:
             out.print(to_console(found, verbose=verbose))
+        else:
+            say(to_text(found, verbose=verbose))
 
 
 @app.command(
@@ -121,7 +124,7 @@ def verify(model: Model, method: Method = _METHODS, as_json: AsJson = False) -> 
         with busy("checking the contract"):
             report = check_contract(loaded.dyn, loaded.source.model, loaded.example)
         if as_json:
-            out.file.write(json.dumps({"passed": report.passed, **asdict(report)}, indent=2) + "\n")
+            say(json.dumps({"passed": report.passed, **asdict(report)}, indent=2))
         else:
             out.print(verify_table(report))
 
@@ -168,8 +171,10 @@ def demo(
     """Train a small ResNet on digits, make its width dynamic, verify it, measure every width (a minute)."""
     with errors_as_panels():
         config = DemoConfig(epochs=epochs, slicing_epochs=slicing_epochs, pairs=pairs, seed=seed)
+        if output is not None:
+            create_folder(output)
         with progress() as watch:
             result = run_demo(config, watch)
         out.print(demo_report(result))
         if output is not None:
-            out.print(f"written: {result.write(output)}", highlight=False, markup=False, soft_wrap=True)
+            say(f"written: {result.write(output)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -23,6 +24,19 @@ err = Console(stderr=True)
 
 _FRAME = 4
 """Columns that a panel's border and padding take."""
+
+
+def say(text: str) -> None:
+    """Text as it is: no color, no wrapping."""
+    out.file.write(f"{text}\n")
+
+
+def create_folder(folder: Path) -> None:
+    """Raise DyncompileError if results could not be written there later."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DyncompileError(f"the output directory cannot be created: {error}", where=str(folder)) from None
 
 
 def busy(doing: str) -> AbstractContextManager[object]:
@@ -62,14 +76,14 @@ def errors_as_panels(*, as_json: bool = False) -> Generator[None]:
     except DyncompileError as error:
         broken = isinstance(error, ContractError)
         if broken and as_json:
-            out.file.write(json.dumps({"passed": False, "problem": error.problem}, indent=2) + "\n")
-        err.print(error_panel(error))
+            say(json.dumps({"passed": False, "problem": error.problem}, indent=2))
+        show_error(error)
         raise typer.Exit(1 if broken else 2) from None
 
 
-def error_panel(error: DyncompileError) -> Panel:
+def show_error(error: DyncompileError) -> None:
     """The whole message in a frame; no line is wrapped where the output is a file."""
     text = str(error)
     widest = max(map(len, text.splitlines())) + _FRAME
-    width = err.width if err.is_terminal else max(widest, err.width)
-    return Panel(Text(text), title=type(error).__name__, title_align="left", border_style="red", width=width)
+    console = err if err.is_terminal else Console(stderr=True, width=max(widest, err.width))
+    console.print(Panel(Text(text), title=type(error).__name__, title_align="left", border_style="red"))

@@ -16,9 +16,9 @@ _DEMO_COLUMNS = (
     "width",
     "MACs",
     "share",
-    "parameters",
-    "latency (wall)",
-    "latency (CPU)",
+    "weights",
+    "wall time",
+    "CPU time",
     "accuracy",
     "max diff",
 )
@@ -54,9 +54,8 @@ def demo_report(result: DemoResult) -> Group:
 
 
 def _demo_table(result: DemoResult) -> Table:
-    table = Table(
-        title="One set of weights, four widths, each specialized to a static graph", title_justify="left"
-    )
+    title = "Widths of one set of weights, each specialized to a static graph"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in _DEMO_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for width in result.widths:
@@ -78,8 +77,8 @@ def _demo_row(width: WidthResult) -> tuple[RenderableType, ...]:
 
 
 def _ratio(ratio: Ratio) -> str:
-    """Median, and the quartiles in brackets."""
-    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+    """Median and half the distance of the quartiles."""
+    return f"{ratio.median:.2f} ± {(ratio.high - ratio.low) / 2:.2f}"
 
 
 def _remarks(result: DemoResult) -> tuple[str, ...]:
@@ -89,8 +88,9 @@ def _remarks(result: DemoResult) -> tuple[str, ...]:
         f"Source: {result.source_parameters:,} parameters, {quantity(result.source_macs)} MACs; accuracy "
         f"{percent(result.source_accuracy)} before it was made dynamic. Digits: {digits['train']} to train, "
         f"{digits['validation']} to choose the epoch, {digits['test']} to test.",
-        f"Latency: relative to the source network, eager, one thread, batch {config.batch} (a call with a "
-        f"single 8x8 image mostly measures Python). Median (quartiles) of {config.pairs} interleaved pairs.",
+        "Time: relative to the source network, eager, one thread, "
+        f"batch {config.batch} (a call with a single 8x8 image mostly measures Python). "
+        f"Median ± half the quartile distance of {config.pairs} interleaved pairs.",
         f"Max diff: of logits to the dynamic model on the same route, all test digits; "
         f"{percent(same)} same predictions.",
         f"Contract: all {len(result.contract)} invariants hold after training. "

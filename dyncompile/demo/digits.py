@@ -19,7 +19,7 @@ _TEST, _VALIDATION = 0.2, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Images [N, 1, 8, 8] (mean 0, deviation 1 over the training images), labels [N], their rows in the data."""
+    """Images [N, 1, 8, 8] (mean 0, deviation 1 over the training part), labels [N], rows in the data."""
 
     images: Tensor
     labels: Tensor

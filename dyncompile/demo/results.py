@@ -56,10 +56,9 @@ class DemoResult:
     seconds: dict[str, float]
 
     def write(self, folder: Path) -> Path:
-        """Write ``demo.json`` into `folder` (created if missing); raises DyncompileError where that fails."""
+        """Write ``demo.json`` into an existing folder; raises DyncompileError where that fails."""
         path = folder / "demo.json"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(asdict(self), indent=2) + "\n")
         except OSError as error:
             raise DyncompileError(f"the results cannot be written: {error}", where=str(path)) from None

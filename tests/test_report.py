@@ -1,0 +1,175 @@
+"""`explain`: the right numbers and reasons, in few words, the same in every rendering."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from torch import Tensor, nn
+
+import dyncompile as dc
+from dyncompile.report import Explanation, explain, to_text
+from dyncompile.report.console import to_console
+from dyncompile.report.patterns import fold, patterns
+from dyncompile.report.sections import percent, quantity
+from tests import handmade
+
+SMALL = {"divisor": 2, "minimum": 2}
+
+
+@pytest.fixture(scope="module")
+def resnet() -> dc.DynamicModel:
+    return made(handmade.resnet, per="stage")
+
+
+@pytest.fixture(scope="module")
+def found(resnet: dc.DynamicModel) -> Explanation:
+    return explain(resnet)
+
+
+def made(make: Callable[[], tuple[nn.Module, Any]], **config: Any) -> dc.DynamicModel:
+    model, example = make()
+    return dc.dynamize(model, "dsnet", example, **SMALL, **config)
+
+
+# -- patterns ---------------------------------------------------------------------------------------
+
+
+def test_patterns_fold_numbers_and_keep_the_rest_apart() -> None:
+    names = [f"layer{a}.{b}.conv{c}" for a in (1, 2) for b in range(6) for c in (1, 2)]
+    texts = [pattern.text for pattern in patterns([*names, "layer3.0.conv1", "fc.bias", "fc.bias"])]
+    assert texts == ["layer{1,2}.{0..5}.conv{1,2}", "layer3.0.conv1", "fc.bias"]
+
+
+def test_a_range_has_no_gap() -> None:
+    assert [p.text for p in patterns(f"b.{i}" for i in (0, 2, 4, 6, 8))] == ["b.{0,2,4,6,8}"]
+
+
+numbers = st.integers(0, 4)
+names = st.lists(st.builds(lambda a, b, end: f"l{a}.m{b}.{end}", numbers, numbers, st.sampled_from("wb")))
+
+
+@given(names)
+def test_patterns_stand_for_exactly_their_names(names: list[str]) -> None:
+    assert sorted(n for p in patterns(names) for n in p.names) == sorted(set(names))
+
+
+def test_reasons_that_differ_in_numbers_are_one() -> None:
+    assert fold(["64 positions", "128 positions"]) == "{64,128} positions"
+
+
+# -- numbers ----------------------------------------------------------------------------------------
+
+
+def test_quantities_and_shares() -> None:
+    assert [quantity(n) for n in (0, 999, 1500, 1.814e9)] == ["0", "999", "1.5 k", "1.814 G"]
+    assert [percent(s) for s in (0, 0.5, 0.9999, 1)] == ["0.0 %", "50.0 %", "> 99.9 %", "100 %"]
+
+
+def test_source_numbers_are_the_models_own(resnet: dc.DynamicModel, found: Explanation) -> None:
+    model, _ = handmade.resnet()
+    assert found.source.parameters == sum(p.numel() for p in model.parameters())
+    assert found.source.macs == resnet.static_macs
+    assert found.source.branches == 4
+
+
+def test_columns_cost_what_specialized_networks_have(resnet: dc.DynamicModel, found: Explanation) -> None:
+    for choice in found.choices:
+        for i, column in enumerate(choice.columns):
+            route = resnet.route({choice.name: i})
+            held = sum(p.numel() for p in dc.specialize(resnet, route).parameters())
+            assert column.macs == pytest.approx(float(resnet.macs(route)[0]) / resnet.static_macs)
+            assert column.parameters == pytest.approx(held / found.source.parameters)
+        assert (choice.columns[-1].macs, choice.columns[-1].parameters) == (1, 1)
+
+
+def test_smallest_is_all_choices_together(resnet: dc.DynamicModel, found: Explanation) -> None:
+    cheapest = float(resnet.macs(resnet.route(0))[0]) / resnet.static_macs
+    assert found.smallest_macs == pytest.approx(cheapest)
+    assert found.smallest_macs < min(choice.columns[0].macs for choice in found.choices)
+
+
+def test_every_site_and_rejection_of_the_plans_is_there(resnet: dc.DynamicModel, found: Explanation) -> None:
+    planned = [site.name for plan in resnet.plans for site in plan.sites]
+    assert sorted(name for group in found.sites for name in group.names) == sorted(planned)
+    refused = {r.name for plan in resnet.plans for r in plan.rejections}
+    assert {name for group in found.rejections for name in group.names} == refused
+    assert sum(choice.sites for choice in found.choices) == len(planned)
+
+
+def test_only_what_is_included_counts_as_controlled() -> None:
+    some = explain(made(handmade.resnet, include=r"^stage1\.0")).coverage
+    assert some.controlled_parameters < some.elastic_parameters
+    assert 0 < some.controlled_macs < some.elastic_macs == 1
+
+
+# -- reasons ----------------------------------------------------------------------------------------
+
+
+def test_headless_model_says_why_its_stream_is_static() -> None:
+    text = made(handmade.headless).explain()
+    rejected = text.split("Rejected")[1].split("\n\n")[0]
+    assert "it is part of the model's output" in rejected
+    assert "stage2.{0,1}.conv2.1.weight" in rejected
+
+
+def test_headless_model_without_a_norm_says_so_too() -> None:
+    """No tensor is static as a whole here, so that no pass rejects one; the axis is named all the same."""
+    model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Linear(16, 8, bias=False))
+    found = explain(dc.dynamize(model, "dsnet", torch.randn(2, 8), **SMALL))
+    (group,) = (g for g in found.static if g.reason == "it is part of the model's output")
+    assert group.names == ("2.weight[0]",)
+
+
+class _Mysterious(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.mid, self.down = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(handmade.mystery(self.mid(self.up(x).relu())))
+
+
+def test_unknown_operator_is_named_with_its_line_and_what_froze() -> None:
+    dyn = dc.dynamize(_Mysterious(), "dsnet", torch.randn(2, 8), **SMALL)
+    (note,) = explain(dyn).unknown
+    assert note.operator == "tests.mystery.default"
+    assert "test_report.py" in note.line
+    assert "handmade.mystery(" in note.line
+    assert note.froze == ("mid.weight[0]", "mid.bias[0]")
+    section = dyn.explain().split("Operators without a rule")[1]
+    assert "tests.mystery.default" in section
+    assert "mid.weight[0], mid.bias[0]" in section
+
+
+# -- renderings -------------------------------------------------------------------------------------
+
+
+def test_text_is_short_unless_asked(found: Explanation) -> None:
+    brief, long = to_text(found), to_text(found, verbose=True)
+    assert "stage2.{0,1}.conv1.0.weight[0]" in brief
+    assert len(brief.splitlines()) < len(long.splitlines())
+    assert "stage2.1.conv1.0.weight[0]" in long
+
+
+def test_terminal_shows_what_the_text_shows(found: Explanation) -> None:
+    console = Console(width=400, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(to_console(found, verbose=True))
+    assert console.export_text().split() == to_text(found, verbose=True).split()
+
+
+def test_explanation_is_data(found: Explanation) -> None:
+    assert json.loads(json.dumps(asdict(found)))["passes"][0]["spec"].startswith("dsnet(")
+
+
+def test_explaining_changes_nothing(resnet: dc.DynamicModel) -> None:
+    before = resnet.program.fingerprint
+    assert resnet.explain() == resnet.explain()
+    assert resnet.program.fingerprint == before
