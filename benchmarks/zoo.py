@@ -25,6 +25,7 @@ import re
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -46,6 +47,7 @@ from torch.utils import _pytree as pytree
 from benchmarks.conversion import bare_exports
 from benchmarks.models import HF_CLASSES, REFERENCE
 from dyncompile import zoo
+from dyncompile.analysis.dims.algebra import size
 from dyncompile.analysis.dims.infer import infer
 from dyncompile.analysis.dims.validate import random_widths, run_masked, run_narrowed, zero_equivalent
 from dyncompile.analysis.facts import Facts, analyze
@@ -252,11 +254,24 @@ def _masked_difference(program: Program, facts: Facts, source: zoo.Source) -> fl
 
 
 def _remark(facts: Facts, reference: int | None) -> str:
-    """Why the number of elastic dims differs from the reference."""
-    if reference is None or reference == len(facts.dims.elastic):
-        return ""
-    unread = ", ".join(facts.dims.unread)
-    return f"state that no graph reads is frozen here, free there: {unread}" if unread else "differs"
+    """Why the number of elastic dims differs from the reference, and why parameters are not covered."""
+    remarks: list[str] = []
+    if reference is not None and reference != len(facts.dims.elastic):
+        unread = ", ".join(facts.dims.unread)
+        remarks.append(f"no graph reads, so frozen here and free there: {unread}" if unread else "differs")
+    if facts.covered_parameters < 0.997:
+        remarks += [f"{share:.1%} of parameters: {reason}" for reason, share in _uncovered(facts)]
+    return "; ".join(remarks)
+
+
+def _uncovered(facts: Facts) -> list[tuple[str, float]]:
+    """(reason, share of parameters) of those without an elastic dim, by their longest axis."""
+    total, shares = sum(facts.parameters.values()), Counter[str]()
+    for name, numel in facts.parameters.items():
+        axes = [axis for axis in facts.dims.frozen if axis.tensor == name]
+        if axes and not facts.elastics_of(name):
+            shares[max(axes, key=lambda axis: size(facts.dims.state[name][axis.axis])).reason] += numel
+    return [(reason, numel / total) for reason, numel in shares.most_common(2)]
 
 
 def table(results: dict[str, dict[str, Any]]) -> Table:

@@ -1,7 +1,7 @@
 """Seeded bugs: rules of the dimension types, and what stands on them, with one thing wrong each.
 
-A mutant says on which network it acts and which check of `tests.validity` must be the first to notice. Most pretend
-to have accounted for every dim, so that the framework's own search for forgotten dims does not end the matter.
+A mutant says on which network it acts and which check of `tests.validity` must be the first to notice. Most
+pretend to have accounted for every dim, so that the framework's own search for forgotten dims stays silent.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def first_operand(call: Call) -> Type:
 
 
 def no_chunks(self: Environment, total: Sum, outer: int, inner: int) -> tuple[Dim, Dim]:
-    """A sum splits only where its segments do: the bug that made inference depend on the order of the graphs."""
+    """A sum splits only where its segments do: the bug that made inference depend on the order of graphs."""
     if any(size(segment) % inner for segment in total.segments):
         raise Misaligned("segments are not multiples")
     parts = [self.split(segment, size(segment) // inner) for segment in total.segments]
@@ -253,9 +253,9 @@ class Misc(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.GroupNorm(3, 12)
-        self.a, self.b, self.c = nn.Linear(12, 7), nn.Linear(7, 8), nn.Linear(8, 9)
+        self.a, self.b, self.c = nn.Linear(12, 7), nn.Linear(7, 8), nn.Linear(8, 6)
         self.q, self.k, self.v = nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(12, 6)
-        self.gate, self.head = nn.Linear(12, 5), nn.Linear(15, 4)
+        self.gate, self.head = nn.Linear(12, 5), nn.Linear(12, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x))).flatten(2).transpose(1, 2)
@@ -263,7 +263,7 @@ class Misc(nn.Module):
         x = x.mean(1)
         y = y * self.gate(x)[:, 3, None]
         z = self.b((2 * self.a(x)).softmax(-1))
-        z = F.relu(self.c(z - z.mean(1, keepdim=True))).roll(1, 1)
+        z = self.c(z - z.mean(1, keepdim=True)).roll(1, 1)
         return self.head(torch.cat((y, z), 1))
 
 
@@ -327,7 +327,7 @@ MUTANTS = (
     bug("linear forgets its tokens", hm.vit, "cost", "linear", contracts_less(lambda dims: dims[-2:])),
     bug("attention counts no values", hm.vit, "cost", SDPA, contracts_less(lambda dims: (*dims[:-1], ()))),
     # too careful, and dependent on the order
-    bug("cat ties what it concatenates", hm.shuffle, "freedom", "cat", ties_the_concatenated_axis),
+    bug("cat ties what it concatenates", misc, "freedom", "cat", ties_the_concatenated_axis),
     Mutant("sums split by segments", hm.shuffle, "gaps", in_place_of(Environment, "_split_sum", no_chunks)),
     Mutant("sums split by segments, unseen", hm.shuffle, "orders", order_dependent_sums),
 )

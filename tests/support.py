@@ -17,6 +17,7 @@ from dyncompile.pipeline import apply_passes
 from dyncompile.program import Program, Route
 from dyncompile.rewrite import copy_program
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.signature import bind_call, forward_signature
 from dyncompile.spec import parse_specs
 from dyncompile.zoo.inputs import as_inputs
 from tests.nets import Net
@@ -72,13 +73,20 @@ def subject_of(net: Net) -> Subject:
     return Subject(net.module.eval(), net.args, net.kwargs)
 
 
+def example_of(net: Net) -> Any:
+    """The inputs of a drawn network as `dynamize` takes them: a tuple, or a dict where some go by keyword."""
+    if not net.kwargs:
+        return net.args
+    return bind_call(forward_signature(net.module), net.args, net.kwargs)
+
+
 def leaves(value: Any) -> list[Tensor]:
     """All tensors of an output."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def relative(expected: Any, actual: Any) -> float:
-    """Largest absolute difference over the largest magnitude; both are structures of tensors of the same shapes."""
+    """Largest absolute difference over the largest magnitude, of two structures of equal shapes."""
     pairs = list(zip(leaves(expected), leaves(actual), strict=True))
     assert all(a.shape == b.shape for a, b in pairs)
     apart = max(float((a.double() - b.double()).abs().max()) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Inference of dimension types: what moves together, what stays and why; the same in any order of the graphs."""
+"""Inference of dimension types: what moves together, what stays and why, in any order of the graphs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,15 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dyncompile.analysis.dims.algebra import render
-from dyncompile.analysis.dims.infer import Inference, free_atoms, infer
-from dyncompile.program import Mode, Program
 from tests import handmade
 from tests.handmade import mystery
-from tests.nets import Net, cnns, transformer_nets
-from tests.support import Make, Subject, subject, subject_of
+from tests.support import Make, Subject, subject
+from tests.validity import Trial, check_gaps, check_orders
 
-FEW = settings(suppress_health_check=(HealthCheck.too_slow, HealthCheck.filter_too_much))
-ORDERS: tuple[tuple[Mode, ...], ...] = (
-    ("eval", "train"),
-    ("train", "train", "eval"),
-    ("eval", "eval", "train", "train"),
-)
 NETS = (
     handmade.resnet,
     handmade.headless,
@@ -42,40 +33,13 @@ NETS = (
 
 # -- orders -----------------------------------------------------------------------------------------
 
-Grouping = set[tuple[int, tuple[tuple[str, int], ...]]]
 
-
-def grouping(inference: Inference) -> Grouping:
-    """Size and sorted carriers of every free atom."""
-    return {(atom.size, tuple(sorted(carriers))) for atom, carriers in free_atoms(inference).items()}
-
-
-def check_orders(program: Program) -> None:
-    reference = infer(program)
-    expected = grouping(reference)
-    assert not reference.gaps
-    assert not reference.disagreements
-    for order in ORDERS:
-        again = infer(program, order)
-        assert grouping(again) == expected, order
-        assert not again.gaps
-
-
-def test_order_and_repetition_on_handmade_nets() -> None:
-    for make in NETS:
-        check_orders(subject(make).program)
-
-
-@settings(FEW, max_examples=9)
-@given(cnns())
-def test_order_and_repetition_on_random_cnns(net: Net) -> None:
-    check_orders(subject_of(net).program)
-
-
-@settings(FEW, max_examples=6)
-@given(transformer_nets())
-def test_order_and_repetition_on_random_transformers(net: Net) -> None:
-    check_orders(subject_of(net).program)
+@pytest.mark.parametrize("make", NETS)
+def test_order_and_repetition_do_not_matter(make: Make) -> None:
+    """As on random networks, in `test_random_nets`."""
+    trial = Trial(subject(make))
+    check_gaps(trial)
+    check_orders(trial)
 
 
 # -- what moves together ----------------------------------------------------------------------------
@@ -208,9 +172,15 @@ def test_elastic_dims_and_their_carriers(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("make", "count"),
-    [(handmade.plain_cnn, 3), (handmade.grouped, 5), (handmade.shuffle, 3), (handmade.bert_like, 10)]
-    + [(handmade.decoder, 10), (handmade.dtype_literals, 1)],
-)  # fmt: skip
+    [
+        (handmade.plain_cnn, 3),
+        (handmade.grouped, 5),
+        (handmade.shuffle, 3),
+        (handmade.bert_like, 10),
+        (handmade.decoder, 10),
+        (handmade.dtype_literals, 1),
+    ],
+)
 def test_number_of_elastic_dims(make: Make, count: int) -> None:
     assert len(subject(make).facts.dims.elastic) == count
 
@@ -220,77 +190,76 @@ TYPES = [
         handmade.vit,
         "blocks.0.",
         """
-        qkv.weight  (3, qkv.weight[0].0:3, qkv.weight[0].1:4) | cls_token[2]:12
-        qkv.bias    (3, qkv.weight[0].0:3, qkv.weight[0].1:4)
-        proj.weight cls_token[2]:12 | (qkv.weight[0].0:3, qkv.weight[0].1:4)
+        qkv.weight  (3, qkv[0].0:3, qkv[0].1:4) | cls_token[2]:12
+        qkv.bias    (3, qkv[0].0:3, qkv[0].1:4)
+        proj.weight cls_token[2]:12 | (qkv[0].0:3, qkv[0].1:4)
         """,
     ),
     (
         handmade.bert_like,
         "layers.1.",
         """
-        query.weight  (query.weight[0].0:2, query.weight[0].1:6) | words.weight[1]:12
-        key.bias      (query.weight[0].0:2, query.weight[0].1:6)
-        value.weight  (query.weight[0].0:2, value.weight[0].1:6) | words.weight[1]:12
-        output.weight words.weight[1]:12 | (query.weight[0].0:2, value.weight[0].1:6)
+        query.weight  (query[0].0:2, query[0].1:6) | words[1]:12
+        key.bias      (query[0].0:2, query[0].1:6)
+        value.weight  (query[0].0:2, value[0].1:6) | words[1]:12
+        output.weight words[1]:12 | (query[0].0:2, value[0].1:6)
         """,
     ),
     (
         handmade.decoder,
         "layers.0.",
         """
-        k_proj.weight (q_proj.weight[0].0:2, (q_proj.weight[0].2:2 + q_proj.weight[0].2:2)) | embed.weight[1]:12
-        v_proj.weight (q_proj.weight[0].0:2, o_proj.weight[1].2:4) | embed.weight[1]:12
-        o_proj.weight embed.weight[1]:12 | (q_proj.weight[0].0:2, q_proj.weight[0].1:2, o_proj.weight[1].2:4)
+        k_proj.weight (q_proj[0].0:2, (q_proj[0].2:2 + q_proj[0].2:2)) | embed[1]:12
+        v_proj.weight (q_proj[0].0:2, o_proj[1].2:4) | embed[1]:12
+        o_proj.weight embed[1]:12 | (q_proj[0].0:2, q_proj[0].1:2, o_proj[1].2:4)
         """,
     ),
     (
         handmade.grouped,
         "",
         """
-        0.0.0.weight (0.0.0.weight[0].0:2, 0.0.0.weight[0].1:2, 0.0.0.weight[0].2:3) | 3 | 3 | 3
-        0.2.1.bias   (0.0.0.weight[0].0:2, 0.0.0.weight[0].1:2, 0.2.0.weight[0].2:2)
-        0.2.0.weight (0.0.0.weight[0].0:2, 0.0.0.weight[0].1:2, 0.2.0.weight[0].2:2) | 0.0.0.weight[0].2:3 | 3 | 3
-        2.2.weight   5 | (0.0.0.weight[0].0:2, 0.4.0.weight[0].1:3)
+        0.0.0.weight (0.0.0[0].0:2, 0.0.0[0].1:2, 0.0.0[0].2:3) | 3 | 3 | 3
+        0.4.0.weight (0.0.0[0].0:2, 0.4.0[0].1:3) | (0.0.0[0].1:2, 0.2.0[0].2:2) | 3 | 3
+        0.2.1.bias   (0.0.0[0].0:2, 0.0.0[0].1:2, 0.2.0[0].2:2)
+        0.2.0.weight (0.0.0[0].0:2, 0.0.0[0].1:2, 0.2.0[0].2:2) | 0.0.0[0].2:3 | 3 | 3
+        2.2.weight   5 | (0.0.0[0].0:2, 0.4.0[0].1:3)
         """,
     ),
     (
         handmade.shuffle,
         "",
         """
-        0.1.running_var   (0.0.weight[0].0:3 + 0.0.weight[0].1:3 + 0.0.weight[0].2:6)
-        1.body.0.0.weight (0.0.weight[0].0:3 + 0.0.weight[0].1:3) | 0.0.weight[0].2:6 | () | ()
-        2.body.0.0.weight (0.0.weight[0].0:3, 2) | (0.0.weight[0].1:3, 2) | () | ()
-        3.2.weight        5 | (0.0.weight[0].0:3, 4)
+        0.1.running_var   (0.0[0].0:3 + 0.0[0].1:3 + 0.0[0].2:6)
+        1.body.0.0.weight (0.0[0].0:3 + 0.0[0].1:3) | 0.0[0].2:6 | () | ()
+        2.body.0.0.weight (0.0[0].0:3, 2) | (0.0[0].1:3, 2) | () | ()
+        3.2.weight        5 | (0.0[0].0:3, 4)
         """,
     ),
     (
         handmade.dense,
         "1.layers.",
         """
-        1.0.running_mean (0.0.weight[0]:6 + 0.2.0.weight[0]:4)
-        1.2.0.weight     1.2.0.weight[0]:4 | (0.0.weight[0]:6 + 0.2.0.weight[0]:4) | 3 | 3
+        1.0.running_mean (0.0[0]:6 + 0.2.0[0]:4)
+        1.2.0.weight     1.2.0[0]:4 | (0.0[0]:6 + 0.2.0[0]:4) | 3 | 3
         """,
     ),
     (
         handmade.flatten_cnn,
         "",
-        "2.0.weight 2.0.weight[0]:10 | (0.0.0.weight[0]:6, 16)",
+        "2.0.weight 2.0[0]:10 | (0.0.0[0]:6, 16)",
     ),
 ]
 
 
 @pytest.mark.parametrize(("make", "prefix", "listing"), TYPES, ids=[make.__name__ for make, _, _ in TYPES])
 def test_types_as_text(make: Make, prefix: str, listing: str) -> None:
+    """Names are shortened by the prefix, and by the word weight."""
     state = subject(make).facts.dims.state
     expected = dict(line.split(maxsplit=1) for line in listing.strip().splitlines())
-    found = {
-        name: " | ".join(
-            render(dim).replace(prefix, "") if prefix else render(dim) for dim in state[prefix + name]
-        )
-        for name in expected
-    }
-    assert found == expected
+    texts = {name: " | ".join(map(render, state[prefix + name])) for name in expected}
+    assert {
+        name: text.replace(prefix, "").replace(".weight[", "[") for name, text in texts.items()
+    } == expected
 
 
 # -- zero-equivalence -------------------------------------------------------------------------------

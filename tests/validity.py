@@ -1,7 +1,7 @@
 """Checks of inferred types on one program, in the order in which a wrong rule is usually noticed.
 
-Each check takes what it looks at from a `Trial` and raises when something is off. `first_failure` names the first
-check that does: the tests of seeded bugs expect a name, all others expect None.
+Each check takes what it looks at from a `Trial` and raises when something is off. `first_failure` names the
+first check that does: the tests of seeded bugs expect a name, all others expect None.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dyncompile.verify import count_macs
 from tests.support import Subject, leaves, relative, same
 
 ORDERS: tuple[tuple[Mode, ...], ...] = (
+    ("train",),
     ("eval", "train"),
     ("train", "train", "eval"),
     ("eval", "eval", "train", "train"),
@@ -131,7 +132,7 @@ def check_cost(trial: Trial) -> None:
 
 
 def check_training(trial: Trial) -> None:
-    """A training step at random widths gives gradients and statistics to kept positions, and to nothing else."""
+    """A training step at random widths moves gradients and statistics at kept positions, and nowhere else."""
     widths = trial.widths[0]
     program = copy_program(trial.program, {})
     before = {name: t.detach().clone() for name, t in state_tensors(program.state).items()}

@@ -1,5 +1,5 @@
 """The command line: ``dyncompile explain | verify | convert | demo``."""
 
-from dyncompile.cli.app import app
+from dyncompile.cli.commands import app
 
 __all__ = ["app"]

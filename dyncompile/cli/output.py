@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Eta
@@ -29,6 +29,14 @@ _FRAME = 4
 def say(text: str) -> None:
     """Text as it is: no color, no wrapping."""
     out.file.write(f"{text}\n")
+
+
+def show(rendered: RenderableType, text: str) -> None:
+    """The rendering on a terminal; elsewhere the same as text, which no column width wraps."""
+    if out.is_terminal:
+        out.print(rendered)
+    else:
+        say(text)
 
 
 def create_folder(folder: Path) -> None:

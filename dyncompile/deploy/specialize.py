@@ -59,9 +59,6 @@ def _without_dead_dims(dyn: DynamicModel) -> fx.Graph:
 
 
 def _single(program: Program, route: Route) -> Group:
-    unknown = sorted(set(route) - set(program.choices))
-    if unknown:
-        raise RouteError(f"no choice is named {unknown}", fix=f"choices are: {sorted(program.choices)}")
     rows = max((value.shape[0] for value in route.values()), default=1)
     groups = group_rows(plan_route(Forced(route), program.choices, rows), rows)
     if len(groups) != 1:

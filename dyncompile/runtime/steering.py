@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dyncompile.policies import Policy
+from dyncompile.errors import RouteError
+from dyncompile.policies import Forced, Policy
 from dyncompile.program import Choice, Decision, Route
 
 
@@ -25,7 +26,10 @@ class Group:
 
 
 def plan_route(policy: Policy, choices: Mapping[str, Choice], rows: int) -> Route:
-    """Decisions of every choice for a batch, checked against the choices' domains."""
+    """Decisions of every choice for a batch, checked against the choices' names and domains."""
+    unknown = sorted(set(policy.route) - set(choices)) if isinstance(policy, Forced) else []
+    if unknown:
+        raise RouteError(f"no choice is named {unknown}", fix=f"choices are: {sorted(choices)}")
     return {name: choice.check(policy.decide(choice, rows, None)) for name, choice in choices.items()}
 
 

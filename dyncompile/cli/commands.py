@@ -16,7 +16,7 @@ import typer
 import dyncompile
 from dyncompile.cli.convert import convert_checkpoint
 from dyncompile.cli.models import Loaded, load_model, make_dynamic
-from dyncompile.cli.output import busy, create_folder, errors_as_panels, out, progress, say
+from dyncompile.cli.output import busy, create_folder, errors_as_panels, out, progress, say, show
 from dyncompile.cli.tables import conversion_summary, demo_report, verify_table
 from dyncompile.demo import DemoConfig, run_demo
 from dyncompile.report import explain as explanation_of
@@ -105,10 +105,8 @@ def explain(
         found = explanation_of(loaded.dyn)
         if as_json:
             say(json.dumps(asdict(found), indent=2))
-        elif out.is_terminal:
-            out.print(to_console(found, verbose=verbose))
         else:
-            say(to_text(found, verbose=verbose))
+            show(to_console(found, verbose=verbose), to_text(found, verbose=verbose))
 
 
 @app.command(
@@ -126,7 +124,7 @@ def verify(model: Model, method: Method = _METHODS, as_json: AsJson = False) -> 
         if as_json:
             say(json.dumps({"passed": report.passed, **asdict(report)}, indent=2))
         else:
-            out.print(verify_table(report))
+            show(verify_table(report), str(report))
 
 
 @app.command(
