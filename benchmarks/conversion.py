@@ -13,7 +13,7 @@ from torch.export import Dim, export
 import dyncompile as dc
 from benchmarks.record import write
 from dyncompile import zoo
-from dyncompile.demo.latency import compare
+from dyncompile.latency import compare
 
 MODELS = (
     "torchvision:resnet18",

@@ -11,7 +11,7 @@ import torch
 import dyncompile as dc
 from benchmarks.record import write
 from dyncompile import zoo
-from dyncompile.demo.latency import compare
+from dyncompile.latency import compare
 
 MODELS = ("torchvision:resnet18", "torchvision:mobilenet_v2", "timm:vit_tiny_patch16_224")
 BATCH = 4

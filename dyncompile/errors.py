@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 
 class DyncompileError(Exception):
@@ -26,7 +27,7 @@ class DyncompileError(Exception):
         super().__init__("\n".join(lines))
 
     @classmethod
-    def of_all(cls, what: str, offenders: Sequence[str], *, fix: str | None = None) -> DyncompileError:
+    def of_all(cls, what: str, offenders: Sequence[str], *, fix: str | None = None) -> Self:
         """One error that names every offender, so that none is found only after the next run."""
         listed = "".join(f"\n  - {offender}" for offender in offenders)
         return cls(f"{what} ({len(offenders)}):{listed}", fix=fix)
@@ -53,7 +54,9 @@ class RouteError(DyncompileError):
 
 
 class ContractError(DyncompileError):
-    """A dynamic model breaks an invariant that it promises."""
+    """A dynamic model breaks an invariant that it promises; after `verify`, `report` holds every check."""
+
+    report: Any = None
 
 
 class CheckpointError(DyncompileError):

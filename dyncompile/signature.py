@@ -110,7 +110,10 @@ def bind_call(
     try:
         bound = forward.bind(*args, **kwargs)
     except TypeError as error:
-        raise InputError(f"the call does not fit {forward}: {error}") from None
+        raise InputError(
+            f"the call does not fit forward{forward}: {error}",
+            fix="call with the arguments of the source's forward",
+        ) from None
     named = dict(bound.arguments)
     for name, value in list(named.items()):
         parameter = forward.parameters[name]

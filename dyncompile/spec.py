@@ -26,6 +26,8 @@ def render_spec(method: str, values: Mapping[str, Any]) -> str:
 def parse_specs(method: str | Pass | Sequence[str | Pass], config: Mapping[str, Any]) -> list[Pass]:
     """Passes from whatever `dynamize` accepts; `config` holds further fields of a single named method."""
     many: list[Any] = items(method)
+    if not many:
+        raise SpecError("no method is given", fix='name one, e.g. method="dsnet"')
     if config and (len(many) != 1 or not isinstance(many[0], str)):
         raise SpecError(
             f"fields {sorted(config)} are given next to {method!r}, which is not one method's name",

@@ -120,7 +120,9 @@ def verify(
         broken = [
             f"{c.name}: {c.detail} (max abs diff {c.difference:.3g})" for c in report.checks if not c.passed
         ]
-        raise ContractError.of_all("the dynamic model breaks its contract", broken)
+        error = ContractError.of_all("the dynamic model breaks its contract", broken)
+        error.report = report
+        raise error
     return report
 
 

@@ -74,6 +74,13 @@ def shifted(net: Any, x: Tensor) -> Tensor:
     return torch.roll(out, (-1, -1), (2, 3))
 
 
+def written(net: Any, x: Tensor) -> Tensor:
+    """Data that enters a constant through its memory only."""
+    out = torch.zeros_like(x)
+    out[:, :2] = net.a(x)[:, :2]
+    return x + out
+
+
 def linears(*names: str) -> dict[str, nn.Module]:
     return {name: nn.Linear(4, 4) for name in names}
 
@@ -139,6 +146,7 @@ ACCEPTED: dict[str, tuple[Run, dict[str, nn.Module], list[str]]] = {
     ),
     "post-norm": (lambda m, x: m.norm(x + m.a(x)), {"a": block(), "norm": nn.GroupNorm(2, 4)}, ["a"]),
     "windows": (lambda m, x: x + shifted(m, x), linears("query", "key", "value", "bias"), ["model"]),
+    "written": (written, {"a": block()}, ["a"]),
     "shared module": (twice, {"a": block()}, ["a", "a#2"]),
     "nested": (lambda m, x: x + ((b := m.b(x)) + m.c(b)), {"b": conv(), "c": block()}, ["c", "model"]),
     "parallel": (parallel, {"norm": nn.GroupNorm(2, 4), "a": block(), "b": block()}, ["a", "b"]),

@@ -27,6 +27,7 @@ Make = Callable[[], tuple[nn.Module, Any]]
 
 FINE = "divisor=1, minimum=1"
 """Fields of a slicing pass under which every elastic dim of a small network has something to choose."""
+ALL = f"dsnet({FINE})"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Subject:
         """The example call as flat graph inputs."""
         return self.program.signature.flatten(self.args, self.kwargs)
 
-    def dynamic(self, method: Any = f"dsnet({FINE})", **config: Any) -> DynamicModel:
+    def dynamic(self, method: Any = ALL, **config: Any) -> DynamicModel:
         """A dynamic model with its own tensors, in evaluation mode."""
         passes = parse_specs(method, config)
         return DynamicModel(apply_passes(copy_program(self.program, {}), passes)).eval()
@@ -90,7 +91,8 @@ def relative(expected: Any, actual: Any) -> float:
     pairs = list(zip(leaves(expected), leaves(actual), strict=True))
     assert all(a.shape == b.shape for a, b in pairs)
     apart = max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
-    return apart / max(float(a.double().abs().max()) for a, _ in pairs)
+    scale = max(float(a.double().abs().max()) for a, _ in pairs)
+    return apart / (scale or 1.0)
 
 
 def same(expected: Any, actual: Any) -> bool:

@@ -9,10 +9,9 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from click.testing import Result
 from safetensors.torch import save_file
 from torch import Tensor
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import dyncompile as dc
 from dyncompile.cli import app

@@ -17,9 +17,9 @@ import dyncompile as dc
 from dyncompile.cli import app
 from dyncompile.demo import DemoConfig
 from dyncompile.demo.digits import Digits, load_digits
-from dyncompile.demo.latency import Ratio, compare
 from dyncompile.demo.network import SmallResNet
 from dyncompile.demo.training import recalibrate, sandwich
+from dyncompile.latency import Ratio, compare
 
 IMAGES = 1797
 
@@ -154,5 +154,6 @@ def _check_widths(written: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["epochs", "slicing_epochs", "pairs", "batch"])
 def test_settings_below_one_are_refused(name: str) -> None:
+    settings: dict[str, Any] = {name: 0}
     with pytest.raises(dc.SpecError, match=name):
-        DemoConfig(**{name: 0})
+        DemoConfig(**settings)

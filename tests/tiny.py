@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,8 +20,6 @@ class Tied(nn.Module):
 
 def conv_net(width: int = 16) -> tuple[nn.Module, Tensor]:
     """Two convolutions and a classifier on images [2, 3, 8, 8]."""
-    import torch
-
     layers = (
         nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
         nn.Sequential(nn.Conv2d(width, 2 * width, 3, stride=2), nn.ReLU()),

@@ -48,7 +48,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
     flat, structure = pytree.tree_flatten(named)
     batch = batch_of(flat)
     leaves = [make_leaf(_path(path), value, batch) for path, value in pytree.tree_flatten_with_path(named)[0]]
-    owned = copy.deepcopy(model)
+    owned = _copied(model)
     check_runs(owned, flat, args, kwargs or {})
     owned.train().eval()  # clears tensors that models cache per mode
     traced: dict[Mode, Traced] = {mode: _trace(owned, forward, named, batch, mode) for mode in MODES}
@@ -61,6 +61,16 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
         parameter.grad = None
     signature = Signature(forward, structure, tuple(leaves), out_structure)
     return Program(graphs=graphs, state=state, signature=signature, notes=_notes(traced))
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # attributes of any class are copied here
+        raise CaptureError(
+            f"the model cannot be copied: {type(error).__name__}: {error}",
+            fix="make copy.deepcopy(model) work: keep no computed tensors, locks or handles as attributes",
+        ) from error
 
 
 def _path(keys: Sequence[Any]) -> str:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from dyncompile.cli.convert import Conversion
 from dyncompile.demo import DemoResult, WidthResult
-from dyncompile.demo.latency import Ratio
+from dyncompile.latency import Ratio
 from dyncompile.report.sections import percent, quantity
 from dyncompile.verify import Report
 

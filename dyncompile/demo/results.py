@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dyncompile.demo.config import DemoConfig
-from dyncompile.demo.latency import Latency
 from dyncompile.errors import DyncompileError
+from dyncompile.latency import Latency
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from dyncompile.demo.config import DemoConfig, Watch
 from dyncompile.demo.digits import Digits, Split, load_digits
-from dyncompile.demo.latency import compare
 from dyncompile.demo.network import SmallResNet
 from dyncompile.demo.results import DemoResult, WidthResult
 from dyncompile.demo.training import accuracy, train_source, train_widths
 from dyncompile.deploy import specialize
+from dyncompile.latency import compare
 from dyncompile.pipeline import dynamize
 from dyncompile.policies import Forced
 from dyncompile.runtime.model import DynamicModel

@@ -15,7 +15,7 @@ from dyncompile.deploy.calling import adopt_signature
 from dyncompile.deploy.fold import fold
 from dyncompile.errors import RouteError
 from dyncompile.policies import Forced
-from dyncompile.program import Program, Route
+from dyncompile.program import Mode, Program, Route
 from dyncompile.resize import Resizer
 from dyncompile.rewrite import copy_graph
 from dyncompile.runtime.model import DynamicModel
@@ -24,8 +24,8 @@ from dyncompile.state import put_state, state_tensors
 from dyncompile.torchlib import base_of
 
 
-def specialize(dyn: DynamicModel, route: Route) -> fx.GraphModule:
-    """The static network that `route` stands for, in the model's present mode (training or evaluation).
+def specialize(dyn: DynamicModel, route: Route, *, mode: Mode = "eval") -> fx.GraphModule:
+    """The static network that `route` stands for.
 
     It is called as the source is, without the arguments that were constants at capture. Its parameters are
     copies: training it leaves `dyn` as it is.
@@ -33,27 +33,29 @@ def specialize(dyn: DynamicModel, route: Route) -> fx.GraphModule:
     Args:
         dyn: any dynamic model.
         route: one row per choice (or equal rows); choices that it leaves out run at full capacity.
+        mode: which graph to specialize. A static graph has one mode for good: `.train()` and `.eval()` on it
+            change nothing.
 
     Raises:
         RouteError: an unknown choice, or rows that differ: a static network is one route.
     """
     group = _single(dyn.program, route)
-    graph, state = fold(_without_dead_dims(dyn), group, state_tensors(dyn.program.state))
+    graph, state = fold(_without_dead_dims(dyn, mode), group, state_tensors(dyn.program.state))
     owner = _owned(graph, state)
     adopt_signature(graph, dyn.program.signature)
-    return fx.GraphModule(owner, graph, "Specialized").train(dyn.training)
+    return fx.GraphModule(owner, graph, "Specialized").train(mode == "train")
 
 
-def _without_dead_dims(dyn: DynamicModel) -> fx.Graph:
-    """The graph of the present mode; dims that nothing reads are narrowed to nothing."""
-    graph = dyn.program.graphs[dyn.mode]
+def _without_dead_dims(dyn: DynamicModel, mode: Mode) -> fx.Graph:
+    """The graph of one mode; dims that nothing reads are narrowed to nothing."""
+    graph = dyn.program.graphs[mode]
     dead = {name: 0 for name in dyn.facts.dead if name not in dyn.program.sized}
     if not dead:
         return graph
     graph = copy_graph(graph)
     last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
     dims = dyn.facts.dims
-    resizer = Resizer(graph, dims.graphs[dyn.mode], dims.state, dead, last_input)
+    resizer = Resizer(graph, dims.graphs[mode], dims.state, dead, last_input)
     resizer.run(dims.statistics, lambda node: None)
     return graph
 

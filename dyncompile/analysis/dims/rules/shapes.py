@@ -25,7 +25,7 @@ def view(call: Call) -> TensorType:
     return out
 
 
-@rule("aten.flatten", "aten.reshape_as", "aten.view_as", "aten.view.dtype", "aten.ravel", "aten.numpy_T")
+@rule("aten.flatten", "aten.reshape_as", "aten.view_as", "aten.view.dtype", "aten.ravel")
 def reshape_without_literals(call: Call) -> TensorType:
     """Regroupings whose arguments name axes or tensors, not sizes: nothing to rewrite."""
     for other in call.tensors()[1:]:
@@ -142,6 +142,12 @@ def transpose(call: Call) -> TensorType:
     elif len(x) > 1:
         x[a], x[b] = x[b], x[a]
     return tuple(x)
+
+
+@rule("aten.numpy_T", "aten.matrix_H")
+def reversed_axes(call: Call) -> TensorType:
+    """``x.T``: all axes in reverse order."""
+    return call.type("self")[::-1]
 
 
 @rule("aten.unsqueeze")
