@@ -41,6 +41,10 @@ class CaptureError(DyncompileError):
     """A model that cannot be captured as a graph."""
 
 
+class RuleError(DyncompileError):
+    """A rule of the dimension types contradicts the trace: a defect of dyncompile, not of the model."""
+
+
 class InputError(DyncompileError):
     """Inputs that do not fit the captured signature."""
 

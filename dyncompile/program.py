@@ -164,12 +164,15 @@ def _text(value: Any) -> str:
     return repr(value)
 
 
+_NOT_THE_USERS = ("/torch/", "/dyncompile/capture/")
+
+
 def source_line(node: fx.Node) -> str:
     """The user's source line that produced a node: ``file:line: code``; empty if unknown."""
     trace = node.meta.get("stack_trace")
     lines = [text.strip() for text in trace.splitlines()] if isinstance(trace, str) else []
     frames = [i for i, text in enumerate(lines) if text.startswith('File "')]
-    own = [i for i in frames if "/torch/" not in lines[i]] or frames
+    own = [i for i in frames if not any(part in lines[i] for part in _NOT_THE_USERS)] or frames
     if not own:
         return ""
     at = own[-1]

@@ -22,7 +22,7 @@ from dyncompile.torchlib import schema_of, tensors_in
 
 Target = Callable[..., Any] | str
 
-_CONTRACTIONS = frozenset(
+CONTRACTIONS = frozenset(
     (
         *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
         *("convolution", "linear", "bilinear", "einsum", "matmul", "mm", "bmm", "mv", "addmm", "addbmm"),
@@ -129,7 +129,7 @@ class Flow:
 
     def contracts(self, node: fx.Node) -> bool:
         """Whether the node contracts data with something that is no data: with a parameter."""
-        if node not in self.sources or _op_name(node) not in _CONTRACTIONS:
+        if node not in self.sources or op_name(node) not in CONTRACTIONS:
             return False
         return any(
             operand not in self.sources and carries_tensor(operand) for operand in node.all_input_nodes
@@ -142,7 +142,7 @@ class Flow:
     def projects(self, nodes: Iterable[fx.Node]) -> bool:
         """Whether `nodes` are a linear map, or a chain of such, apart from pooling."""
         data = (node for node in nodes if node in self.sources)
-        return all(self.contracts(node) or _op_name(node) in _PROJECTING for node in data)
+        return all(self.contracts(node) or op_name(node) in _PROJECTING for node in data)
 
     def exclusive(self, output: fx.Node) -> set[fx.Node]:
         """`output` and all nodes whose uses lead to it, with the side effects that are theirs alone."""
@@ -205,7 +205,7 @@ def tensor(node: fx.Node) -> Tensor:
     return value if isinstance(value, Tensor) else torch.empty(0)
 
 
-def _op_name(node: fx.Node) -> str:
+def op_name(node: fx.Node) -> str:
     return getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")
 
 
@@ -215,9 +215,9 @@ def _module_call(node: fx.Node) -> str:
 
 
 def _shape_operand(node: fx.Node) -> object:
-    if _op_name(node) in _FIRST_IS_SHAPE:
+    if op_name(node) in _FIRST_IS_SHAPE:
         return node.args[0]
-    return node.args[1] if _op_name(node) in _SECOND_IS_SHAPE else None
+    return node.args[1] if op_name(node) in _SECOND_IS_SHAPE else None
 
 
 def _operands(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -247,7 +247,7 @@ def _dead(operands: Iterable[fx.Node], users: Mapping[fx.Node, Sequence[fx.Node]
 def _aliases(node: fx.Node) -> bool:
     schema = schema_of(node.target)
     stated = schema is not None and any(value.alias_info is not None for value in schema.returns)
-    return stated or _op_name(node) in _MAY_ALIAS
+    return stated or op_name(node) in _MAY_ALIAS
 
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:

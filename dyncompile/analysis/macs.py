@@ -15,6 +15,7 @@ from torch import fx
 from dyncompile.analysis.dims.algebra import BATCH, Dim, Elastic, Factor, Sum, Widths, factor_size
 from dyncompile.analysis.dims.call import bind
 from dyncompile.analysis.dims.facts import GraphDims
+from dyncompile.analysis.flow import CONTRACTIONS, op_name
 from dyncompile.runtime.ops import DECISIONS
 from dyncompile.torchlib import items, schema_of
 
@@ -55,7 +56,7 @@ def macs_facts(graph: fx.Graph, dims: GraphDims) -> MacsFacts:
     return MacsFacts(
         nodes={name: cost for name, cost in costs.items() if name in on_path},
         decisions={name: cost for name, cost in costs.items() if name not in on_path},
-        unmodeled={name: str(by_name[name].target) for name in dims.unmodeled if _has_weights(by_name[name])},
+        unmodeled={name: str(by_name[name].target) for name in dims.unmodeled if _multiplies(by_name[name])},
     )
 
 
@@ -124,8 +125,10 @@ def covered(polynomial: Polynomial, names: Iterable[str]) -> int:
     return evaluate({m: n for m, n in polynomial.items() if any(e.name in wanted for e in m)}, {})
 
 
-def _has_weights(node: fx.Node) -> bool:
-    """Whether a node reads a parameter directly: an LSTM does, an operator on activations does not."""
+def _multiplies(node: fx.Node) -> bool:
+    """Whether a node may cost MACs: a known contraction, or one that reads a parameter directly (an LSTM)."""
+    if op_name(node) in CONTRACTIONS:
+        return True
     arguments = bind(node) if schema_of(node.target) is not None else {}
     flat = [entry for value in arguments.values() for entry in items(value)]
     return any(isinstance(entry, fx.Node) and entry.op == "get_attr" for entry in flat)

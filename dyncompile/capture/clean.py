@@ -114,6 +114,8 @@ class _Cleaner:
             env[node] = self._inlined(node, env, module)
         elif node.target is operator.getitem and is_several(map_nodes(node.args[0], env.__getitem__)):
             env[node] = items(map_nodes(node.args[0], env.__getitem__))[operator.index(node.args[1])]  # pyright: ignore
+        elif node.target is torch.ops.aten.alias.default:  # most are made by `DistinctConversions`
+            env[node] = map_nodes(node.args[0], env.__getitem__)
         else:
             env[node] = self._copied(node, env.__getitem__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -84,7 +85,8 @@ def errors_as_panels(*, as_json: bool = False) -> Generator[None]:
     except DyncompileError as error:
         broken = isinstance(error, ContractError)
         if broken and as_json:
-            say(json.dumps({"passed": False, "problem": error.problem}, indent=2))
+            checks = [asdict(check) for check in error.report.checks] if error.report else []
+            say(json.dumps({"passed": False, "problem": error.problem, "checks": checks}, indent=2))
         show_error(error)
         raise typer.Exit(1 if broken else 2) from None
 

@@ -190,7 +190,7 @@ class _Decoder(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)
         x = self.embed(ids)
         for layer in self.layers:
-            x = layer(x, angles.cos(), angles.sin())
+            x = layer(x, angles.cos().to(x.dtype), angles.sin().to(x.dtype))
         return self.lm_head(self.norm(x))
 
 

@@ -32,6 +32,7 @@ from dyncompile.analysis.dims.call import (
 )
 from dyncompile.analysis.dims.environment import Environment
 from dyncompile.analysis.dims.rules import find_rule
+from dyncompile.errors import RuleError
 from dyncompile.program import Mode, Program, source_line
 from dyncompile.state import CONSTANTS, state_tensors
 from dyncompile.torchlib import is_composite, is_several, items, map_nodes, schema_of, tensors_in
@@ -195,6 +196,14 @@ class _Walk:
                 raise Unsupported("no rule")
         except (Misaligned, Unsupported) as error:
             found = self._frozen(call, before, value, str(error), known=rule is not None)
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # a form of the operator that its rule did not expect
+            reason = f"its rule fails: {error!r}"
+            found = self._frozen(call, before, value, reason, known=True)
+            self._result.gaps.append(OperatorNote(str(node.target), node.name, source_line(node), reason))
         self.types[node] = found
         self.findings[node] = call.findings
         if found is not None:
@@ -204,10 +213,11 @@ class _Walk:
         """Give up on a node: everything that it touches keeps its size."""
         name = str(call.node.target)
         reason = f"{name}: {error}" if known else f"no rule for the operator {name}"
+        touched = any(call.env.atoms(dim) for dim in before)
         for dim in before:
             call.env.freeze(dim, reason)
-        call.findings = Findings(unmodeled=not known)
-        if not known or call.env.atoms(tuple(f for dim in before for f in dim)):
+        call.findings = Findings(unmodeled=True)
+        if touched or not known:
             self._result.unknown.append(OperatorNote(name, call.node.name, source_line(call.node), reason))
         return _fixed_types(value)
 
@@ -247,8 +257,10 @@ class _Walk:
         name = str(call.node.target)
         for dims, one in zip(typed, values, strict=True):
             if tuple(map(size, dims)) != shape_of(one):
-                raise AssertionError(
-                    f"rule of {name} gives {dims} for shape {shape_of(one)} at {call.node.name}"
+                raise RuleError(
+                    f"the rule of {name} gives {dims} for shape {shape_of(one)}",
+                    where=f"{call.node.name}: {source_line(call.node)}",
+                    fix="report this operator and its arguments to dyncompile",
                 )
         here = {atom for dim in before for atom in call.env.atoms(dim)}
         if not here:

@@ -62,7 +62,8 @@ def extremum(call: Call) -> Type:
 def along_axis(call: Call) -> Type:
     """Positions of one axis depend on their neighbors: the axis stays whole."""
     x = list(call.type_of(next(iter(call.arguments.values()))))
-    axes = call.axes("dims" if "dims" in call.arguments else "dim", len(x))
+    name = next((name for name in ("dims", "dim") if name in call.arguments), None)
+    axes = call.axes(name, len(x)) if name else list(range(len(x)))
     for axis in axes:
         call.freeze(x[axis], f"{call.node.target} along it")
     value = meta(call.node)

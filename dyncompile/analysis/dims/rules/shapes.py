@@ -25,7 +25,7 @@ def view(call: Call) -> TensorType:
     return out
 
 
-@rule("aten.flatten", "aten.reshape_as", "aten.view_as", "aten.view.dtype", "aten.ravel")
+@rule("aten.flatten", "aten.reshape_as", "aten.view_as", "aten.ravel")
 def reshape_without_literals(call: Call) -> TensorType:
     """Regroupings whose arguments name axes or tensors, not sizes: nothing to rewrite."""
     for other in call.tensors()[1:]:
