@@ -24,13 +24,14 @@ from dyncompile.errors import CheckpointError, DyncompileError
 from dyncompile.pipeline import apply_passes
 from dyncompile.program import Program
 from dyncompile.runtime.model import DynamicModel
-from dyncompile.signature import Leaf
+from dyncompile.signature import Leaf, Signature
 from dyncompile.spec import parse_spec
 from dyncompile.torchlib import encode_tensors, open_tensors
 
 FORMAT = "dyncompile"
 VERSION = 1
 PROGRAM, WEIGHTS = "program.json", "model.safetensors"
+_CONSTANTS = (bool, int, float, str, type(None))
 
 
 def save(dyn: DynamicModel, directory: str | os.PathLike[str], *, source: str | None = None) -> Path:
@@ -46,19 +47,19 @@ def save(dyn: DynamicModel, directory: str | os.PathLike[str], *, source: str | 
     """
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    tensors, ties = _untied(dyn)
     description = {
         "format": FORMAT,
         "version": VERSION,
         "torch": torch.__version__,
         "source": source,
-        "inputs": _describe_inputs(dyn.program),
+        "inputs": _describe_inputs(dyn.program.signature),
         "history": list(dyn.history),
         "fingerprint": dyn.program.fingerprint,
-        "ties": ties,
     }
+    text = json.dumps(description, indent=2, allow_nan=False) + "\n"
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _distinct(dyn)[0].items()}
     _replace(target / WEIGHTS, encode_tensors(tensors))
-    _replace(target / PROGRAM, (json.dumps(description, indent=2) + "\n").encode())
+    _replace(target / PROGRAM, text.encode())
     return target
 
 
@@ -82,21 +83,20 @@ def load(directory: str | os.PathLike[str], source: nn.Module | None = None) -> 
             where=f"history {description['history']}",
             fix="give the network (and the versions of its library) that the checkpoint was made from",
         )
-    _load_strictly(dyn, folder / WEIGHTS, description["ties"])
+    _load_strictly(dyn, folder / WEIGHTS)
     return dyn.eval()
 
 
-def _untied(dyn: DynamicModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(one contiguous tensor per distinct storage, alias -> name of the tensor it is tied to)."""
-    seen: dict[int, str] = {}
+def _distinct(dyn: DynamicModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(saved tensors, each once; further name -> name of the tensor that it is tied to)."""
+    first: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     for name, tensor in dyn.state_dict(keep_vars=True).items():
-        if id(tensor) in seen:
-            ties[name] = seen[id(tensor)]
-            continue
-        seen[id(tensor)] = name
-        tensors[name] = tensor.detach().cpu().contiguous().clone()
+        if first.setdefault(id(tensor), name) == name:
+            tensors[name] = tensor
+        else:
+            ties[name] = first[id(tensor)]
     return tensors, ties
 
 
@@ -117,18 +117,28 @@ def _replace(path: Path, content: bytes) -> None:
 # -- program.json -----------------------------------------------------------------------------------
 
 
-def _describe_inputs(program: Program) -> dict[str, Any]:
-    signature = program.signature
-    return {
-        "structure": pytree.treespec_dumps(signature.structure),
-        "leaves": [_describe_leaf(leaf) for leaf in signature.leaves],
-    }
+def _describe_inputs(signature: Signature) -> Any:
+    """The captured arguments by name, with descriptions in place of values."""
+    named: Any = pytree.tree_unflatten(list(signature.leaves), signature.structure)
+    return {name: _describe(value) for name, value in named.items()}
 
 
-def _describe_leaf(leaf: Leaf) -> dict[str, Any]:
-    if leaf.shape is None:
-        return {"constant": leaf.constant}
-    return {"shape": leaf.shape, "dtype": str(leaf.dtype).removeprefix("torch.")}
+def _describe(value: Any) -> dict[str, Any]:
+    """One entry: the kind of value -> what it holds."""
+    if isinstance(value, Leaf) and value.shape is not None:
+        return {"tensor": {"shape": value.shape, "dtype": str(value.dtype).removeprefix("torch.")}}
+    if isinstance(value, Leaf) and isinstance(value.constant, _CONSTANTS):
+        return {"constant": value.constant}
+    entries: Any = value
+    kind = type(entries.constant if isinstance(value, Leaf) else entries).__name__
+    if kind == "dict" and all(isinstance(key, str) for key in entries):
+        return {kind: {key: _describe(entry) for key, entry in entries.items()}}
+    if kind in ("list", "tuple"):
+        return {kind: [_describe(entry) for entry in entries]}
+    raise CheckpointError(
+        f"an argument of the model holds a {kind}, which a checkpoint cannot describe",
+        fix="dynamize with tensors, plain values, lists, tuples and dicts as arguments",
+    )
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -138,7 +148,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is missing", fix="give the directory that dyncompile.save wrote"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if type(found) is not dict or found.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not describe a dyncompile model")
@@ -147,7 +157,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path} has format version {found.get('version')!r}, this release reads up to {VERSION}",
             fix="update dyncompile",
         )
-    expected = {"source": str | None, "inputs": dict, "history": list, "fingerprint": str, "ties": dict}
+    expected = {"source": str | None, "inputs": dict, "history": list, "fingerprint": str}
     wrong = [key for key, kind in expected.items() if key not in found or not isinstance(found[key], kind)]
     if wrong:
         raise CheckpointError.of_all(f"{path} lacks or garbles entries", wrong)
@@ -171,43 +181,49 @@ def _rebuild(source: str | None) -> nn.Module:
 
 def _replay(description: Mapping[str, Any], model: nn.Module) -> Program:
     try:
-        args, kwargs = _example_call(description["inputs"], model)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        named = {name: _example(value, device) for name, value in description["inputs"].items()}
         passes = [parse_spec(str(spec)) for spec in description["history"]]
-        return apply_passes(capture(model, args, kwargs), passes)
+        return apply_passes(capture(model, (), named), passes)
     except DyncompileError as error:
         raise CheckpointError(
             f"the checkpoint's passes cannot be replayed on this source: {error}"
         ) from error
 
 
-def _example_call(inputs: Mapping[str, Any], model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs of the recorded shapes; only shapes and dtypes matter to capture."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+def _example(described: Any, device: torch.device) -> Any:
+    """A value of the recorded form; only shapes and dtypes matter to capture."""
     try:
-        structure = pytree.treespec_loads(inputs["structure"])
-        leaves = [_example_leaf(leaf, device) for leaf in inputs["leaves"]]
-        named: dict[str, Any] = pytree.tree_unflatten(leaves, structure)
-        return (), dict(named)
-    except (KeyError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"the checkpoint's description of inputs is damaged: {error}") from None
+        ((kind, content),) = described.items()
+        if kind == "dict":
+            return {str(key): _example(entry, device) for key, entry in content.items()}
+        if kind in ("list", "tuple"):
+            entries = [_example(entry, device) for entry in content]
+            return entries if kind == "list" else tuple(entries)
+        if kind == "tensor":
+            return _example_tensor(content["shape"], content["dtype"], device)
+        if kind == "constant" and isinstance(content, _CONSTANTS):
+            return content
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    raise CheckpointError(f"the checkpoint's description of inputs is damaged: {str(described)[:80]}")
 
 
-def _example_leaf(leaf: Mapping[str, Any], device: torch.device) -> Any:
-    if "constant" in leaf:
-        return leaf["constant"]
-    dtype = getattr(torch, str(leaf["dtype"]), None)
-    shape = [2 if n is None else int(n) for n in leaf["shape"]]
-    if not isinstance(dtype, torch.dtype) or any(not 0 <= n < 1 << 20 for n in shape):
-        raise ValueError(f"not a tensor description: {dict(leaf)}")
-    return torch.zeros(1, dtype=dtype, device=device).expand(shape)
+def _example_tensor(shape: list[Any], dtype: str, device: torch.device) -> Tensor:
+    """Zeros that take no memory, whatever the file says about their size. Raises ValueError."""
+    kind = getattr(torch, dtype, None)
+    sizes = [2 if n is None else n for n in shape]
+    if not isinstance(kind, torch.dtype) or not all(type(n) is int and 0 <= n < 1 << 20 for n in sizes):
+        raise ValueError(f"{shape} of {dtype!r}")
+    return torch.zeros(1, dtype=kind, device=device).expand(sizes)
 
 
 # -- weights ----------------------------------------------------------------------------------------
 
 
-def _load_strictly(dyn: DynamicModel, path: Path, ties: Mapping[str, str]) -> None:
-    state = dyn.state_dict()
-    wanted = {name: list(value.shape) for name, value in state.items() if name not in ties}
+def _load_strictly(dyn: DynamicModel, path: Path) -> None:
+    tensors, ties = _distinct(dyn)
+    wanted = {name: list(value.shape) for name, value in tensors.items()}
     try:
         with open_tensors(path) as file:
             found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -219,8 +235,7 @@ def _load_strictly(dyn: DynamicModel, path: Path, ties: Mapping[str, str]) -> No
         raise CheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-    loaded.update({alias: loaded[name] for alias, name in ties.items() if alias in state and name in loaded})
-    dyn.load_state_dict(loaded, strict=True)
+    dyn.load_state_dict({**loaded, **{alias: loaded[name] for alias, name in ties.items()}}, strict=True)
 
 
 def compare_keys(wanted: Mapping[str, list[int]], found: Mapping[str, list[int]]) -> list[str]:

@@ -132,8 +132,10 @@ class Program:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over both listings, the choices and the state's names and shapes."""
+        """SHA-256 over both listings, the inputs, the choices and the state's names and shapes."""
         digest = hashlib.sha256()
+        for leaf in self.signature.leaves:
+            digest.update(repr(leaf).encode())
         for mode in MODES:
             digest.update(self.listing(mode).encode())
         for choice in self.choices.values():

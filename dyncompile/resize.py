@@ -7,7 +7,7 @@ positions are a prefix a view is enough; elsewhere they are gathered.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from dyncompile.torchlib import is_several, items, schema_of
 
 aten = torch.ops.aten
 Extent = int | fx.Node
+_SIZE_ARITHMETIC = (ops.extent, operator.mul, operator.add, aten.sym_size.int)
 Chooser = Callable[[fx.Node], fx.Node | None]
 """Gives another node for a state read (private statistics), or None to narrow it by its type."""
 
@@ -67,6 +68,7 @@ class Resizer:
         for node in calls:
             for rewrite in self._dims.rewrites[node.name]:
                 self._apply(node, rewrite)
+        drop_unused(self._graph, _SIZE_ARITHMETIC)
         self._graph.lint()
 
     # -- state --------------------------------------------------------------------------------
@@ -204,6 +206,29 @@ class Resizer:
             argument, position = value.old
             return present[argument][position]
         return self.extent(value.dim)
+
+
+def restore_reads(graph: fx.Graph) -> None:
+    """Undo what `Resizer` did to state: reads are at full size again. Literals go on following sizes.
+
+    Sizes of one tensor cannot be decided in two steps, since the positions that the first step gathers are
+    those of the full tensor. So whoever resizes a graph again undoes this first and gives all sizes.
+    """
+    for node in list(graph.nodes):
+        if node.target is ops.put:
+            graph.erase_node(node)
+        elif node.target in (ops.prefix, ops.take):
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            node.replace_all_uses_with(source)
+    drop_unused(graph, (ops.prefix, ops.take, ops.positions))
+
+
+def drop_unused(graph: fx.Graph, targets: Sequence[Any]) -> None:
+    """Erase calls of `targets` whose results nobody reads."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and node.target in targets and not node.users:
+            graph.erase_node(node)
 
 
 def set_arguments(node: fx.Node, arguments: Mapping[str, Any]) -> None:

@@ -17,9 +17,12 @@ from dyncompile.analysis.facts import Facts
 from dyncompile.errors import SpecError
 from dyncompile.plan import Plan
 from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Sized
-from dyncompile.resize import Resizer
+from dyncompile.resize import Resizer, restore_reads
 from dyncompile.runtime import ops
-from dyncompile.state import STATE_PREFIX, put_state, share_state, state_tensors
+from dyncompile.state import STATE_PREFIX, drop_state, put_state, share_state, state_tensors
+
+_STATISTICS = "statistics"
+"""Where private batch-norm statistics are kept, under ``dyn.``."""
 
 
 class Editor:
@@ -32,7 +35,12 @@ class Editor:
         self._tensors = state_tensors(self._state)
         self._choices = dict(program.choices)
         self._sized = dict(program.sized)
-        self._decisions: dict[tuple[Mode, str], fx.Node] = {}
+        self._decisions: dict[tuple[Mode, str], fx.Node] = {
+            (mode, str(node.args[1])): node
+            for mode, graph in self._graphs.items()
+            for node in graph.nodes
+            if node.target is ops.decide
+        }
 
     def add_choice(self, choice: Choice) -> None:
         """Insert a decision that only the policy takes, right after the inputs."""
@@ -63,8 +71,12 @@ class Editor:
 
         Batch-norm statistics become private per column of the choice that sizes their channels (or of the
         only choice there is): activations at different widths have different distributions. Where several
-        choices meet in one norm its statistics stay shared and are written through.
+        choices meet in one norm its statistics stay shared and are written through. Sizes that earlier passes
+        decided are put in again together with the new ones, since they may meet in one tensor.
         """
+        sized = {**self._sized, **sized}
+        if self._sized:
+            self._undo_resizing()
         statistics = self._facts.dims.statistics
         private = {
             name: choice for name in sorted(statistics) if (choice := self._owner(name, sized)) is not None
@@ -72,7 +84,22 @@ class Editor:
         options = {name: self._private(name, choice, sized) for name, choice in private.items()}
         for mode, graph in self._graphs.items():
             self._resize_graph(mode, graph, sized, options)
-        self._sized.update(sized)
+        self._sized = sized
+
+    def _undo_resizing(self) -> None:
+        """State is read at full size again, and no statistics are private."""
+        private = f"{STATE_PREFIX}.{_STATISTICS}."
+        for graph in self._graphs.values():
+            for node in [n for n in graph.nodes if n.target is ops.pick]:
+                reads = [n for n in node.all_input_nodes if n.op == "get_attr"]
+                own = [n for n in reads if not str(n.target).startswith(private)]
+                if len(own) == 1:
+                    node.replace_all_uses_with(own[0])
+                    for unused in (node, *(n for n in reads if n not in own)):
+                        graph.erase_node(unused)
+            restore_reads(graph)
+        drop_state(self._state, private.removesuffix("."))
+        self._tensors = state_tensors(self._state)
 
     def _owner(self, name: str, sized: Mapping[str, Sized]) -> Choice | None:
         """The one choice that the statistics of a norm depend on, None if there are several."""
@@ -90,7 +117,7 @@ class Editor:
             value = source.detach().index_select(0, index.to(source.device))
             is_full = choice.row(column) == choice.full
             out.append(
-                name if is_full else self.add_state(f"statistics.{choice.name}.{column}.{name}", value)
+                name if is_full else self.add_state(f"{_STATISTICS}.{choice.name}.{column}.{name}", value)
             )
         return out
 

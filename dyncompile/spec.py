@@ -38,6 +38,7 @@ def parse_specs(method: str | Pass | Sequence[str | Pass], config: Mapping[str, 
 
 def parse_spec(text: str, config: Mapping[str, Any] | None = None) -> Pass:
     """A pass from its text form. Raises SpecError with the position of what is wrong."""
+    text = text.strip()
     name, given = _parse_call(text)
     cls = find_method(name)
     values = {**{key: value for key, (value, _) in given.items()}, **(config or {})}
@@ -51,27 +52,33 @@ def parse_spec(text: str, config: Mapping[str, Any] | None = None) -> Pass:
                 fix=f"its fields are: {', '.join(known)}",
             )
     try:
-        return cls(**{key: _like(value, known[key]) for key, value in values.items()})
+        return cls(**{key: _like(key, value, known[key]) for key, value in values.items()})
     except DyncompileError:
         raise
     except (TypeError, ValueError) as error:
         raise SpecError(f"{name}: {error}", where=text) from None
 
 
-def _like(value: Any, known: Any) -> Any:
-    """Lists become tuples where the field holds one, so that specs hash and compare."""
-    default = known.default if known.default is not MISSING else None
-    return tuple(items(value)) if isinstance(default, tuple) and isinstance(value, list) else value
+def _like(name: str, value: Any, known: Any) -> Any:
+    """`value` in the type of the field's default: lists as tuples, so that specs hash, and ints as floats."""
+    kind: Any = known.default.__class__
+    if known.default is MISSING or known.default is None or type(value) is kind:
+        return value
+    if kind is tuple and isinstance(value, list):
+        return tuple(items(value))
+    if kind is float and type(value) is int:
+        return float(value)
+    raise TypeError(f"{name} takes a {kind.__name__}, got {value!r}")
 
 
 def _parse_call(text: str) -> tuple[str, dict[str, tuple[Any, int]]]:
     """Name and keyword literals with their columns. Bare words count as strings: ``per=stage``."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
+        tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise SpecError(
-            f"cannot read the spec: {error.msg}",
-            where=_pointer(text, (error.offset or 1) - 1),
+            f"cannot read the spec: {getattr(error, 'msg', type(error).__name__)}",
+            where=_pointer(text, (getattr(error, "offset", None) or 1) - 1),
             fix='write it like "dsnet(ratios=[0.5, 1.0], per=stage)"',
         ) from None
     if isinstance(tree, ast.Name):

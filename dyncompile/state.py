@@ -43,6 +43,16 @@ def put_state(state: nn.Module, name: str, value: Tensor, *, persistent: bool = 
         owner.register_buffer(leaf, value, persistent=persistent)
 
 
+def drop_state(state: nn.Module, prefix: str) -> None:
+    """Take out everything under the dotted name `prefix`."""
+    *path, leaf = prefix.split(".")
+    owner: nn.Module | None = state
+    for part in path:
+        owner = own_modules(owner).get(part) if owner is not None else None
+    if owner is not None:
+        own_modules(owner).pop(leaf, None)
+
+
 def holds(state: nn.Module, name: str) -> bool:
     """Whether a parameter or buffer of this dotted name is registered."""
     *path, leaf = name.split(".")

@@ -83,11 +83,6 @@ def transient_buffers(module: nn.Module) -> set[str]:
     return module._non_persistent_buffers_set  # pyright: ignore
 
 
-def base_of(tensor: Tensor) -> Tensor | None:
-    """The tensor that `tensor` is a view of, None if it is not a view."""
-    return tensor._base  # pyright: ignore
-
-
 def python_calling(names: list[str], structure: Any, out_structure: Any) -> Any:
     """Code generation for a graph that takes `names` (a pytree of them) and returns a pytree."""
     graph_module = cast(Any, fx).graph

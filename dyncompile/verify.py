@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dyncompile.analysis.facts import analyze
 from dyncompile.capture import capture
+from dyncompile.cost import Macs
 from dyncompile.deploy import specialize
 from dyncompile.errors import ContractError
 from dyncompile.pipeline import apply_passes, call_of, spec_of
@@ -234,15 +235,21 @@ def _tensor_arguments(subject: _Subject, args: tuple[Any, ...], kwargs: Mapping[
 
 
 def check_cost(subject: _Subject, seed: int) -> Check:
-    """MACs of a route are those counted on its static network (FlopCounterMode / 2, attention included)."""
+    """MACs of a route are those counted on its static network (FlopCounterMode / 2, attention included).
+
+    Dims that nothing reads cost at full capacity, as in the source; static networks do without them.
+    """
     subject.dyn.eval()
     args, kwargs = subject.rows(1)
     tensors = _tensor_arguments(subject, args, kwargs)
     full = plan_route(Full(), subject.dyn.choices, 1)
     pairs = [(float(subject.dyn.macs(full)[0]), count_macs(lambda: subject.reference(*args, **kwargs)))]
+    facts = subject.dyn.facts
+    path = {m: n for m, n in facts.macs.path.items() if facts.dead.isdisjoint(e.name for e in m)}
+    cost = Macs(subject.dyn.program, path)
     for route in subject.routes:
         static = specialize(subject.dyn, route)
-        pairs.append((float(subject.dyn.macs(route)[0]), count_macs(partial(static, *tensors))))
+        pairs.append((float(cost(route)[0]), count_macs(partial(static, *tensors))))
     worst = max(abs(ours - counted) for ours, counted in pairs)
     unmodeled = sorted(set(subject.dyn.facts.macs.unmodeled.values()))
     note = f"; not modeled: {', '.join(unmodeled)}" if unmodeled else ""

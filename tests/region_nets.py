@@ -41,6 +41,7 @@ class Made(nn.Module):
         for name, part in parts.items():
             self.add_module(name, part)
         self.scale = nn.Parameter(torch.full((1,), 0.5))
+        self.register_buffer("runs", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Any:
         return self.run(self, x)
@@ -79,6 +80,21 @@ def written(net: Any, x: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     out[:, :2] = net.a(x)[:, :2]
     return x + out
+
+
+def noisy(net: Any, x: Tensor) -> Tensor:
+    """Noise in the shape of the input does not depend on it."""
+    return x + net.a(torch.randn_like(x))
+
+
+def logits(net: Any, x: Tensor) -> Tensor:
+    query, key = net.both(x.flatten(2).transpose(1, 2)).chunk(2, -1)
+    return query @ key.transpose(-2, -1) + net.position(query)
+
+
+def attention_without_parameters(net: Any, x: Tensor) -> Tensor:
+    values = net.a(x)
+    return values + (values @ values.transpose(-2, -1)).softmax(-1) @ values
 
 
 def linears(*names: str) -> dict[str, nn.Module]:
@@ -158,6 +174,8 @@ ACCEPTED: dict[str, tuple[Run, dict[str, nn.Module], list[str]]] = {
     "shrunk": (shrunk, {"a": conv(), "b": conv()}, ["b.0"]),
     "position": (lambda m, x: m.norm(x) + m.scale, {"norm": conv()}, []),
     "rotary": (lambda m, x: (q := m.a(x)) * 0.6 + q.flip(1) * 0.8, {"a": conv()}, []),
+    "noise": (noisy, {"a": block()}, []),
+    "attention without parameters": (attention_without_parameters, {"a": conv()}, []),
     "gelu": (lambda m, x: (q := m.a(x)) * (1 + torch.tanh(q + 0.04 * q**3)), {"a": conv()}, []),
 }
 REFUSED: dict[str, tuple[Run, dict[str, nn.Module], str]] = {
@@ -180,6 +198,11 @@ REFUSED: dict[str, tuple[Run, dict[str, nn.Module], str]] = {
         lambda m, x: torch.cat([m.c(a := m.a(x)) + m.d(m.e(b := m.b(x))), a, b], 1),
         {name: conv() for name in "abcde"},
         "its sides start from different values: `batch_norm` and `batch_norm_",
+    ),
+    "attention logits": (
+        logits,
+        {"both": nn.Linear(4, 8), "position": nn.Linear(4, 64)},
+        "its sides start from different values: `chunk`, `getitem` and `getitem`",
     ),
     "parallel main paths": (
         lambda m, x: m.a(x) + m.b(x),

@@ -88,10 +88,11 @@ def leaves(value: Any) -> list[Tensor]:
 
 def relative(expected: Any, actual: Any) -> float:
     """Largest absolute difference over the largest magnitude, of two structures of equal shapes."""
-    pairs = list(zip(leaves(expected), leaves(actual), strict=True))
+    found = [leaf.detach().double() for leaf in leaves(expected)]
+    pairs = list(zip(found, (leaf.detach().double() for leaf in leaves(actual)), strict=True))
     assert all(a.shape == b.shape for a, b in pairs)
-    apart = max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
-    scale = max(float(a.double().abs().max()) for a, _ in pairs)
+    apart = max(float((a - b).abs().max()) for a, b in pairs)
+    scale = max(float(a.abs().max()) for a, _ in pairs)
     return apart / (scale or 1.0)
 
 

@@ -149,7 +149,7 @@ def check_branches(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[s
         for branch in regions.branches:
             assert {branch.entry, branch.exit}.isdisjoint({*branch.body, *branch.shortcut})
             assert set(branch.body).isdisjoint(branch.shortcut)
-            assert branch.body[-1] == branch.output
+            assert branch.output in branch.body
             result = skipped(module, branch)(*args, **kwargs)
             assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
 
@@ -201,6 +201,12 @@ def test_side_effects_belong_to_the_branch() -> None:
     first, second = find_regions(graph).branches
     sides = first.body, first.shortcut, second.body
     assert [len(set(counters).intersection(side)) for side in sides] == [2, 1, 2]
+
+
+def test_a_counter_of_the_whole_network_belongs_to_no_branch() -> None:
+    graph = made(lambda m, x: m.runs.add_(1) * 0 + x + m.a(x) * m.scale, {"a": block()}, training=True).graph
+    (branch,) = find_regions(graph).branches
+    assert not {node.name for node in graph.nodes if "runs" in str(node.args)} & {*branch.body}
 
 
 def test_a_write_into_a_slice_belongs_to_the_branch() -> None:
@@ -263,6 +269,9 @@ def test_decisions_carry_no_data() -> None:
     assert after.trunk == before.trunk
     assert [branch.name for branch in after.branches] == [branch.name for branch in before.branches]
     assert set(after.branches[1].body) - set(last.body) == {"decide", "mul_tensor"}
+    # A gate on the head that reads the stem is no way around the blocks.
+    after = find_regions(gated(module, before.branches[0].entry, "mean"), {decide})
+    assert [name for name in after.trunk if not name.startswith("mul")] == [*before.trunk]
 
 
 def test_what_a_decision_reads_is_needed() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import dyncompile as dc
 from dyncompile.analysis.facts import analyze
 from dyncompile.spec import parse_spec
+from dyncompile.verify import count_macs
 from tests import handmade, oracles
 from tests.nets import randomize
 from tests.oracles import Cut, cut_tensor, narrowed, positions_of, state_of
@@ -615,6 +616,22 @@ def test_a_second_application_takes_what_is_left() -> None:
     }
     reasons = {r.name: r.reason for r in dyn.plans[1].rejections}
     assert reasons["stage2.0.conv1.0.weight[0]"] == "choice 'width' sizes it already"
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_two_passes_that_meet_in_one_tensor(swapped: bool) -> None:
+    """The norms on concatenated channels are sized by both passes, whichever comes first."""
+    both = [f"dsnet({FINE}, include=stem)", f"dsnet({FINE}, exclude=stem, name=rest)"]
+    dyn, x = source("dense").dynamic(both[::-1] if swapped else both), CASES["dense"].inputs
+    assert not [name for name in dyn.state_dict() if "dyn.statistics" in name and "norm3" in name]
+    for stem, rest, widths in ((1, 0, (3, 1, 1, 2)), (0, 3, (2, 4, 5, 7)), (3, 1, (6, 2, 3, 4))):
+        route = dyn.route({"width": stem, "rest": rest})
+        cut = oracles.Dense.cut(*widths)
+        static = narrowed(oracles.Dense(*widths), state_of(source("dense").module), cut).eval()
+        with torch.no_grad():
+            assert relative(static(x), dyn.run(x, policy=dc.Forced(route))[0]) <= TOLERANCE
+            assert relative(static(x), dc.specialize(dyn, route)(x)) <= TOLERANCE
+        assert float(dyn.macs(route)) == count_macs(lambda static=static: static(x[:1]))
 
 
 def test_names_of_choices_must_differ() -> None:

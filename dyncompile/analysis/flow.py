@@ -61,6 +61,7 @@ class Flow:
 
     Attributes:
         operands: what each node reads, hidden writes included; `users` is the reverse.
+        writers: for each node, those of its inputs that were overwritten since they were made, and by whom.
         sources: for each node that depends on an input, its operands that do and whose values matter.
         order: position of all nodes in the graph; None, a virtual root above all inputs, comes first.
         dominator: the immediate dominator of each node in `sources`.
@@ -70,6 +71,7 @@ class Flow:
 
     operands: Mapping[fx.Node, Sequence[fx.Node]]
     users: Mapping[fx.Node, Sequence[fx.Node]]
+    writers: Mapping[fx.Node, Mapping[fx.Node, fx.Node]]
     sources: Mapping[fx.Node, Sequence[fx.Node]]
     order: Mapping[fx.Node | None, int]
     dominator: Mapping[fx.Node, fx.Node | None]
@@ -79,7 +81,10 @@ class Flow:
     @classmethod
     def of(cls, graph: fx.Graph, decisions: Collection[Target] = ()) -> Flow:
         """The flow of `graph`; nodes whose target is in `decisions` carry no data."""
-        operands = _operands(graph)
+        writers = _writers(graph)
+        operands = {
+            node: list(dict.fromkeys((*node.all_input_nodes, *writers[node].values()))) for node in writers
+        }
         users: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
         calls: defaultdict[str, list[fx.Node]] = defaultdict(list)
         sources: dict[fx.Node, list[fx.Node]] = {}
@@ -93,9 +98,12 @@ class Flow:
             if data or node.op == "placeholder":
                 sources[node] = data
         order: dict[fx.Node | None, int] = {node: index for index, node in enumerate(operands)}
-        return cls(
-            operands, users, sources, order | {None: -1}, dominators(sources), calls, _dead(operands, users)
-        )
+        above, dead = dominators(sources), _dead(operands, users)
+        return cls(operands, users, writers, sources, order | {None: -1}, above, calls, dead)
+
+    def value(self, reader: fx.Node, operand: fx.Node) -> fx.Node:
+        """What `reader` finds in `operand`: the node that has written into its memory last."""
+        return self.writers[reader].get(operand, operand)
 
     def meet(self, first: fx.Node | None, *others: fx.Node | None) -> fx.Node | None:
         """The nearest common dominator; a node dominates itself."""
@@ -144,10 +152,16 @@ class Flow:
         data = (node for node in nodes if node in self.sources)
         return all(self.contracts(node) or op_name(node) in _PROJECTING for node in data)
 
-    def exclusive(self, output: fx.Node) -> set[fx.Node]:
-        """`output` and all nodes whose uses lead to it, with the side effects that are theirs alone."""
-        members = self._grown({output})
-        return self._grown(members | self._counters(members))
+    def exclusive(self, output: fx.Node, exit: fx.Node) -> set[fx.Node]:
+        """The nodes that run so that `exit` can read `output`, and for nothing else; none if others read it.
+
+        Side effects that are theirs alone are included: checks, batch counters.
+        """
+        ends = {output, self.value(exit, output)}
+        members = self._grown(ends)
+        members = self._grown(members | self._counters(members))
+        users = {user for end in ends for user in self.uses(end)} - members
+        return members if users == {exit} and output.op != "placeholder" else set()
 
     def uses(self, node: fx.Node) -> list[fx.Node]:
         """The users that count: all but dead ends."""
@@ -206,6 +220,7 @@ def tensor(node: fx.Node) -> Tensor:
 
 
 def op_name(node: fx.Node) -> str:
+    """The operator without its overload (``add_``); empty where the target has no name."""
     return getattr(getattr(node.target, "overloadpacket", node.target), "__name__", "")
 
 
@@ -220,20 +235,21 @@ def _shape_operand(node: fx.Node) -> object:
     return node.args[1] if op_name(node) in _SECOND_IS_SHAPE else None
 
 
-def _operands(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """What each node reads: its inputs, and whatever has written into their memory since they were made."""
+def _writers(graph: fx.Graph) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
+    """For each node, the inputs whose memory another node has written into since they were made."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     origin: dict[fx.Node, fx.Node] = {}
-    writers: dict[fx.Node, fx.Node] = {}
-    operands: dict[fx.Node, list[fx.Node]] = {}
+    last: dict[fx.Node, fx.Node] = {}
+    writers: dict[fx.Node, dict[fx.Node, fx.Node]] = {}
     for node in graph.nodes:
         read = node.all_input_nodes
-        last = [(operand, writers[origin[operand]]) for operand in read if origin[operand] in writers]
-        hidden = {writer for operand, writer in last if position[writer] > position[operand]}
-        operands[node] = [*read, *sorted(hidden.difference(read))]
+        latest = [(operand, last[origin[operand]]) for operand in read if origin[operand] in last]
+        writers[node] = {
+            operand: writer for operand, writer in latest if position[writer] > position[operand]
+        }
         origin[node] = origin[read[0]] if read and _aliases(node) else node
-        writers |= {origin[memory]: node for memory in _written(node)}
-    return operands
+        last |= {origin[memory]: node for memory in _written(node)}
+    return writers
 
 
 def _dead(operands: Iterable[fx.Node], users: Mapping[fx.Node, Sequence[fx.Node]]) -> set[fx.Node]:

@@ -86,7 +86,7 @@ def find_regions(graph: fx.Graph, decisions: Collection[Target] = ()) -> Regions
     found: dict[fx.Node, _Found] = {}
     refused: dict[fx.Node, str] = {}
     for exit in filter(flow.sources.__contains__, graph.nodes):
-        if str(exit.target) in _ADDS and len({*exit.args[:2]} & flow.sources.keys()) == 2:
+        if str(exit.target) in _ADDS and len(_operands(flow, exit)) == 2:
             verdict = _judge(flow, exit, found)
             if isinstance(verdict, _Found):
                 found[exit] = verdict
@@ -103,11 +103,18 @@ def find_regions(graph: fx.Graph, decisions: Collection[Target] = ()) -> Regions
 _ADDS = ("aten.add.Tensor", "aten.add_.Tensor")
 
 
+def _operands(flow: Flow, exit: fx.Node) -> list[fx.Node]:
+    """The different values that are added and depend on the input."""
+    nodes = [operand for operand in dict.fromkeys(exit.args[:2]) if isinstance(operand, fx.Node)]
+    return [operand for operand in nodes if flow.value(exit, operand) in flow.sources]
+
+
 @dataclass(frozen=True)
 class _Side:
     """One operand of an add: the nodes that run for it alone (none if others use it) and what these read."""
 
     output: fx.Node
+    value: fx.Node
     members: frozenset[fx.Node]
     reads: frozenset[fx.Node]
     contractions: int
@@ -116,14 +123,14 @@ class _Side:
 
     @classmethod
     def of(cls, flow: Flow, output: fx.Node, exit: fx.Node) -> _Side:
-        needless = flow.uses(output) == [exit] and output.op != "placeholder"
-        members = flow.exclusive(output) if needless else set[fx.Node]()
+        members = flow.exclusive(output, exit)
         reads = {source for node in members for source in flow.sources.get(node, ())} - members
         operands = {operand for node in members for operand in node.all_input_nodes}
         parameters = sum(tensor(operand).numel() for operand in operands if operand.op == "get_attr")
         contractions = flow.contractions(members)
         projects = contractions <= 1 or flow.projects(members)
-        return cls(output, frozenset(members), frozenset(reads), contractions, parameters, projects)
+        value = flow.value(exit, output)
+        return cls(output, value, frozenset(members), frozenset(reads), contractions, parameters, projects)
 
 
 @dataclass(frozen=True)
@@ -135,10 +142,9 @@ class _Found:
 
 def _judge(flow: Flow, exit: fx.Node, found: Mapping[fx.Node, _Found]) -> _Found | str | None:
     """A branch, the reason why there is none, or None for arithmetic that nobody would call a branch."""
-    operands = [operand for operand in exit.args[:2] if isinstance(operand, fx.Node)]
-    left, right = (_Side.of(flow, operand, exit) for operand in operands)
+    left, right = (_Side.of(flow, operand, exit) for operand in _operands(flow, exit))
     for kept, added in ((left, right), (right, left)):
-        if any(_starts_from(flow, added, value) for value in _stream(kept.output, found)):
+        if any(_starts_from(flow, added, value) for value in _stream(kept.value, found)):
             return _identity(flow, exit, kept.output, added)
     short, body = sorted((left, right), key=lambda side: (side.contractions, side.parameters))
     verdict = _shortcut(flow, exit, short, body)
@@ -155,12 +161,12 @@ def _stream(value: fx.Node, found: Mapping[fx.Node, _Found]) -> Iterator[fx.Node
 
 def _starts_from(flow: Flow, side: _Side, value: fx.Node) -> bool:
     if not side.members:
-        return bool(flow.between(value, side.output))
+        return bool(flow.between(value, side.value))
     return any(flow.meet(value, read) is value for read in side.reads)
 
 
 def _identity(flow: Flow, exit: fx.Node, kept: fx.Node, body: _Side) -> _Found | str | None:
-    if not body.contractions and not flow.contractions(flow.between(kept, body.output)):
+    if not body.contractions and not flow.contractions(flow.between(flow.value(exit, kept), body.value)):
         return None
     return _unusable(flow, exit, body) or _unlike(exit, kept) or _Found(kept, body)
 
@@ -278,7 +284,7 @@ def _branch(flow: Flow, names: _Names, exit: fx.Node, found: _Found) -> Branch:
 def _trunk(flow: Flow, graph: fx.Graph, found: Mapping[fx.Node, _Found]) -> list[fx.Node]:
     sides = [side for what in found.values() for side in (what.body, what.shortcut) if side]
     inside = frozenset[fx.Node]().union(*(side.members for side in sides))
-    entries = {exit: [what.entry] for exit, what in found.items()}
+    entries = {exit: [flow.value(exit, what.entry)] for exit, what in found.items()}
     contracted = {node: entries.get(node, read) for node, read in flow.sources.items() if node not in inside}
     above = dominators(contracted)
     trunk: list[fx.Node] = []

@@ -1,9 +1,9 @@
 """Keep ``x.float()`` apart from ``x`` while a model is traced.
 
-At the traced dtype a conversion can be the identity. It then returns the very tensor that it was given, and the
-tracer takes every later use of `x` for a use of the conversion: a residual stream that a norm has looked at in
-float32 would stay float32 in a model that is moved to bfloat16. Converting an alias gives the result an identity of
-its own; `clean_graph` drops the aliases.
+At the traced dtype a conversion can be the identity. It then returns the very tensor that it was given, and
+the tracer takes every later use of `x` for a use of the conversion: a residual stream that a norm has looked
+at in float32 would stay float32 in a model that is moved to bfloat16. Converting an alias gives the result an
+identity of its own; `clean_graph` drops the aliases.
 """
 
 from __future__ import annotations

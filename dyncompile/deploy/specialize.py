@@ -16,12 +16,12 @@ from dyncompile.deploy.fold import fold
 from dyncompile.errors import RouteError
 from dyncompile.policies import Forced
 from dyncompile.program import Mode, Program, Route
-from dyncompile.resize import Resizer
+from dyncompile.resize import Resizer, restore_reads
 from dyncompile.rewrite import copy_graph
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import Group, group_rows, plan_route
 from dyncompile.state import put_state, state_tensors
-from dyncompile.torchlib import base_of
+from dyncompile.torchlib import named_modules, transient_buffers
 
 
 def specialize(dyn: DynamicModel, route: Route, *, mode: Mode = "eval") -> fx.GraphModule:
@@ -40,13 +40,17 @@ def specialize(dyn: DynamicModel, route: Route, *, mode: Mode = "eval") -> fx.Gr
         RouteError: an unknown choice, or rows that differ: a static network is one route.
     """
     group = _single(dyn.program, route)
-    graph, state = fold(_without_dead_dims(dyn, mode), group, state_tensors(dyn.program.state))
-    owner = _owned(graph, state)
+    graph, state = fold(_without_dead_dims(dyn, group, mode), group, state_tensors(dyn.program.state))
+    owner = _owned(graph, state, dyn)
     adopt_signature(graph, dyn.program.signature)
-    return fx.GraphModule(owner, graph, "Specialized").train(mode == "train")
+    static = fx.GraphModule(owner, graph, "Specialized")
+    for name, module in named_modules(owner):  # fx copies buffers, but not which of them are saved
+        if transient_buffers(module):
+            transient_buffers(static.get_submodule(name)).update(transient_buffers(module))
+    return static.train(mode == "train")
 
 
-def _without_dead_dims(dyn: DynamicModel, mode: Mode) -> fx.Graph:
+def _without_dead_dims(dyn: DynamicModel, group: Group, mode: Mode) -> fx.Graph:
     """The graph of one mode; dims that nothing reads are narrowed to nothing."""
     graph = dyn.program.graphs[mode]
     dead = {name: 0 for name in dyn.facts.dead if name not in dyn.program.sized}
@@ -54,8 +58,10 @@ def _without_dead_dims(dyn: DynamicModel, mode: Mode) -> fx.Graph:
         return graph
     graph = copy_graph(graph)
     last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    dims = dyn.facts.dims
-    resizer = Resizer(graph, dims.graphs[mode], dims.state, dead, last_input)
+    restore_reads(graph)
+    dims, sized = dyn.facts.dims, dyn.program.sized
+    sizes = {name: one.sizes[group.decisions[one.choice].index] for name, one in sized.items()}
+    resizer = Resizer(graph, dims.graphs[mode], dims.state, {**sizes, **dead}, last_input)
     resizer.run(dims.statistics, lambda node: None)
     return graph
 
@@ -71,16 +77,18 @@ def _single(program: Program, route: Route) -> Group:
     return groups[0]
 
 
-def _owned(graph: fx.Graph, state: Mapping[str, Tensor]) -> nn.Module:
-    """A module tree with contiguous copies of the state that `graph` reads; tied state stays tied."""
+def _owned(graph: fx.Graph, state: Mapping[str, Tensor], dyn: DynamicModel) -> nn.Module:
+    """A module tree with contiguous copies of the state that `graph` reads; tied state stays tied.
+
+    What was a parameter is one, and only what `dyn` saves is saved.
+    """
+    sources, saved = state_tensors(dyn.program.state), set(dyn.state_dict())
     owner, copies = nn.Module(), dict[int, Tensor]()
     for name in dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr"):
-        value = state[name]
+        value, source = state[name], sources[name]
         if id(value) not in copies:
             own = value.detach().clone(memory_format=torch.contiguous_format)
-            trains = isinstance(value, nn.Parameter) or isinstance(base_of(value), nn.Parameter)
-            copies[id(value)] = (
-                nn.Parameter(own, value.requires_grad) if trains or value.requires_grad else own
-            )
-        put_state(owner, name, copies[id(value)])
+            is_parameter = isinstance(source, nn.Parameter)
+            copies[id(value)] = nn.Parameter(own, source.requires_grad) if is_parameter else own
+        put_state(owner, name, copies[id(value)], persistent=name in saved)
     return owner

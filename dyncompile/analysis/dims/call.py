@@ -30,6 +30,10 @@ class Unsupported(Exception):
     """A rule meets a case that it does not model: the framework freezes what the node touches."""
 
 
+class Decompose(Exception):
+    """A rule leaves this form of a composite operator to the rules of its parts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """Stands in a literal for the active size of `dim`.

@@ -1,7 +1,8 @@
 """Dead dims: computed, concatenated or cut away, and never read. A static network does without them.
 
 A dim is dead when every node that takes it in either passes it on or slices it off. What is left of every
-tensor must not be empty, since kernels refuse that.
+tensor must not be empty, since kernels refuse that. Dims of norms with private statistics stay: the sizes of
+the copies are settled.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from dyncompile.analysis.dims.algebra import active, elastics
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.dims.facts import DimFacts
 from dyncompile.program import Program
+from dyncompile.runtime import ops
 from dyncompile.torchlib import schema_of
 
+_EFFECTS = (ops.positions, ops.put)
+"""Index computations, and writes of statistics: they read no dim for its values."""
 _CUTS = ("aten::slice", "aten::narrow", "aten::split", "aten::split_with_sizes", "aten::chunk")
 
 
@@ -25,9 +29,9 @@ def dead_dims(program: Program, facts: DimFacts) -> frozenset[str]:
     for mode, graph in program.graphs.items():
         types = facts.graphs[mode].types
         for node in graph.nodes:
-            if node.op == "call_function" and not _cuts(node):
+            if node.op == "call_function" and node.target not in _EFFECTS and not _cuts(node):
                 taken = {name for operand in node.all_input_nodes for name in _names(types, operand)}
-                live |= taken - _names(types, node)
+                live |= taken if node.target is ops.pick else taken - _names(types, node)
     return frozenset(name for name in facts.elastic if name not in live and _leaves_something(name, facts))
 
 

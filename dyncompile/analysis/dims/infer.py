@@ -21,7 +21,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from dyncompile.analysis.dims.algebra import Atom, Dim, Misaligned, size
 from dyncompile.analysis.dims.call import (
     Call,
+    Decompose,
     Findings,
+    Rule,
     TensorType,
     Type,
     Unsupported,
@@ -188,12 +190,7 @@ class _Walk:
         before = [dim for dims in call.tensors() for dim in dims]
         rule = find_rule(node.target)
         try:
-            if rule is not None:
-                found = rule(call)
-            elif is_composite(node.target):
-                found = self._decomposed(call)
-            else:
-                raise Unsupported("no rule")
+            found = self._by_rule(call, rule)
         except (Misaligned, Unsupported) as error:
             found = self._frozen(call, before, value, str(error), known=rule is not None)
         except (
@@ -208,6 +205,17 @@ class _Walk:
         self.findings[node] = call.findings
         if found is not None:
             self._check(call, found, value, before)
+
+    def _by_rule(self, call: Call, rule: Rule | None) -> Type:
+        """The type that an operator's rule gives, or the rules of its parts."""
+        try:
+            if rule is not None:
+                return rule(call)
+        except Decompose:
+            pass
+        if not is_composite(call.node.target):
+            raise Unsupported("no rule")
+        return self._decomposed(call)
 
     def _frozen(self, call: Call, before: list[Dim], value: Any, error: str, *, known: bool) -> Type:
         """Give up on a node: everything that it touches keeps its size."""

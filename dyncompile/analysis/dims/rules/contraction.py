@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dyncompile.analysis.dims.algebra import Dim, Misaligned, fixed, size
-from dyncompile.analysis.dims.call import Call, Size, TensorType, Unsupported
+from dyncompile.analysis.dims.call import Call, Decompose, Size, TensorType, Unsupported
 from dyncompile.analysis.dims.rules.pointwise import broadcast
 from dyncompile.analysis.dims.table import rule
 from dyncompile.torchlib import items
@@ -51,6 +52,37 @@ def outer(call: Call) -> TensorType:
     """``[N], [M] -> [N, M]``."""
     a, b = (call.type_of(node) for node in list(call.arguments.values())[:2])
     return (a[0], b[0])
+
+
+@rule("aten.einsum")
+def einsum(call: Call) -> TensorType:
+    """One letter, one dim; a product of two operands costs the product of all letters that both need."""
+    operands = call.types("tensors")
+    if len(operands) != 2:
+        raise Decompose  # the cost depends on the order in which the operands are taken
+    inputs, output = _subscripts(call["equation"], [len(t) for t in operands])
+    dims: dict[str, Dim] = {}
+    for letters, operand in zip(inputs, operands, strict=True):
+        for letter, dim in zip(letters, operand, strict=True):
+            known = dims.get(letter, ())
+            dims[letter] = call.env.unify(known, dim) if 1 not in (size(known), size(dim)) else known or dim
+    summed_alone = [x for x in dims if x not in output and not all(x in letters for letters in inputs)]
+    call.reduces(*(dims[x] for x in summed_alone))
+    call.contracts(*(dim for x, dim in dims.items() if x not in summed_alone))
+    return tuple(call.env.normal(dims[letter]) for letter in output)
+
+
+def _subscripts(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """Letters per operand and of the output; an ellipsis becomes Greek ones, from the right."""
+    left, arrow, output = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        plain = left.replace(",", "").replace("...", "")
+        output = "..." * ("..." in left) + "".join(sorted(x for x in set(plain) if plain.count(x) == 1))
+    hidden = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    extra = "".join(chr(0x3B1 + i) for i in range(max(hidden)))  # Greek letters cannot be in an equation
+    inputs = [t.replace("...", extra[len(extra) - n :]) for t, n in zip(terms, hidden, strict=True)]
+    return inputs, output.replace("...", extra)
 
 
 @rule("aten.conv1d", "aten.conv2d", "aten.conv3d")

@@ -1,0 +1,179 @@
+"""The shared contract of every method, alone and composed, on fixed, third-party and random networks.
+
+A new method is picked up from the registry with its default configuration; `CONFIGURATIONS` adds more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import dyncompile as dc
+from dyncompile import registry, zoo
+from dyncompile.runtime.model import compile_graph
+from dyncompile.verify import CHECKS, Check
+from tests import handmade
+from tests.nets import Net, networks
+from tests.support import FINE, Make, Subject, example_of, subject
+
+CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
+    "dsnet": (
+        f"dsnet({FINE})",
+        f"dsnet({FINE}, per='stage', embedding=True)",
+        f"dsnet({FINE}, per='dim', ratios=(0.3, 0.6, 1.0))",
+    ),
+}
+"""More than the default, per method. The default itself may leave a tiny network nothing to choose."""
+
+COMPOSED = [
+    [f"dsnet({FINE}, include='fc1|mlp|conv1')", f"dsnet({FINE}, exclude='fc1|mlp|conv1', name='rest')"],
+    [f"dsnet({FINE}, exclude='fc1|conv1', per='dim')", f"dsnet({FINE}, include='fc1|conv1', name='late')"],
+]
+
+FIXED: tuple[Make, ...] = (
+    handmade.resnet,
+    handmade.depthwise_se,
+    handmade.grouped,
+    handmade.dense,
+    handmade.shuffle,
+    handmade.vit,
+    handmade.bert_like,
+    handmade.decoder,
+    handmade.unknown_op_vit,
+    handmade.two_inputs,
+)
+
+THIRD_PARTY = (
+    "timm:test_resnet",
+    "timm:test_efficientnet",
+    "timm:test_convnext",
+    "timm:test_vit",
+    "hf:BertForSequenceClassification?num_hidden_layers=1&hidden_size=64&num_attention_heads=4&intermediate_size=96&vocab_size=100",
+    "hf:GPT2LMHeadModel?n_layer=1&n_embd=64&n_head=4&vocab_size=100",
+    "hf:LlamaForCausalLM?num_hidden_layers=1&hidden_size=64&intermediate_size=96&num_attention_heads=4&num_key_value_heads=2&vocab_size=100",
+)
+
+
+def specs() -> list[str]:
+    """Every registered method in every configuration."""
+    return [spec for method in registry.methods() for spec in CONFIGURATIONS.get(method, (method,))]
+
+
+@cache
+def third_party(name: str) -> Subject:
+    """A model of the zoo with weights that hide nothing."""
+    source = zoo.load(name)
+    zoo.randomize(source.model, 0, inputs=(source.args, source.kwargs))
+    return Subject(source.model, source.args, source.kwargs)
+
+
+@pytest.mark.parametrize("spec", specs())
+@pytest.mark.parametrize("make", FIXED, ids=lambda make: make.__name__)
+def test_fixed_networks_hold_the_contract(make: Make, spec: str) -> None:
+    model, example = make()
+    report = dc.verify(dc.dynamize(model, spec, example), model, example)
+    assert report.passed
+    assert len(report.checks) == len(CHECKS)
+
+
+@pytest.mark.parametrize("name", THIRD_PARTY, ids=lambda name: name.split("?")[0])
+def test_third_party_networks_hold_the_contract(name: str) -> None:
+    found = third_party(name)
+    example = found.args or found.kwargs
+    for spec in specs()[:2]:
+        assert dc.verify(dc.dynamize(found.module, spec, example), found.module, example, routes=1).passed
+
+
+@pytest.mark.parametrize("methods", COMPOSED, ids=str)
+@pytest.mark.parametrize("make", [handmade.resnet, handmade.vit], ids=lambda make: make.__name__)
+def test_composed_passes_hold_the_contract(make: Make, methods: list[str]) -> None:
+    model, example = make()
+    dyn = dc.dynamize(model, methods, example)
+    assert [spec.partition("(")[0] for spec in dyn.history] == ["dsnet", "dsnet"]
+    assert dc.verify(dyn, model, example).passed
+
+
+def test_the_order_of_passes_does_not_matter_for_what_they_compute() -> None:
+    model, example = handmade.resnet()
+    first, second = COMPOSED[0]
+    one = dc.dynamize(model, [first, second], example).eval()
+    other = dc.dynamize(model, [second, first], example).eval()
+    route = one.run(example, policy=dc.Sampled(3))[1]
+    assert set(one.choices) == set(other.choices)
+    with torch.no_grad():
+        mine = one.run(example, policy=dc.Forced(route))[0]
+        theirs = other.run(example, policy=dc.Forced(route))[0]
+    assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert torch.equal(one.macs(route), other.macs(route))
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(net=networks(), per=st.sampled_from(["model", "stage", "dim"]), embedding=st.booleans())
+def test_random_networks_hold_the_contract(net: Net, per: str, embedding: bool) -> None:
+    example = example_of(net)
+    try:
+        dyn = dc.dynamize(net.module, "dsnet", example, per=per, embedding=embedding, divisor=1, minimum=1)
+    except dc.NoSiteError:
+        return  # some drawn networks have nothing elastic; that it is said so is tested elsewhere
+    assert dc.verify(dyn, net.module, example, routes=1).passed
+
+
+# -- the contract can fail ---------------------------------------------------------------------------
+
+
+def _broken_name(dyn: dc.DynamicModel) -> None:
+    dyn.program.state.register_buffer("stranger", torch.zeros(1))
+
+
+def _broken_literal(dyn: dc.DynamicModel) -> None:
+    for mode, graph in dyn.program.graphs.items():
+        relu = next(node for node in graph.nodes if "relu" in str(node.target))
+        relu.replace_all_uses_with(relu.args[0])  # pyright: ignore[reportArgumentType]
+        dyn._forwards[mode] = compile_graph(graph, mode)  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(
+    ("damage", "caught"), [(_broken_name, "state names"), (_broken_literal, "full capacity, eval")]
+)
+def test_a_broken_model_is_caught_and_every_check_reported(damage: object, caught: str) -> None:
+    model, example = handmade.resnet()
+    dyn = dc.dynamize(model, f"dsnet({FINE})", example)
+    assert callable(damage)
+    damage(dyn)
+    with pytest.raises(dc.ContractError, match=caught) as raised:
+        dc.verify(dyn, model, example)
+    checks: tuple[Check, ...] = raised.value.report.checks
+    assert caught in {check.name for check in checks if not check.passed}
+    assert len(checks) == len(CHECKS)
+
+
+def test_verify_changes_neither_model() -> None:
+    model, example = handmade.resnet()
+    dyn = dc.dynamize(model, f"dsnet({FINE})", example)
+    before = [_values(model), _values(dyn), model.training, dyn.training]
+    dc.verify(dyn, model, example)
+    after = [_values(model), _values(dyn), model.training, dyn.training]
+    assert before[2:] == after[2:]
+    for old, new in zip(before[:2], after[:2], strict=True):
+        assert isinstance(old, dict)
+        assert isinstance(new, dict)
+        assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_a_trained_model_is_verified_with_its_own_weights() -> None:
+    found = subject(handmade.resnet)
+    dyn = found.dynamic()
+    with torch.no_grad():
+        for parameter in dyn.parameters():
+            parameter.mul_(1.25)
+    assert dc.verify(dyn, found.module, found.args[0]).passed
+
+
+def _values(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
