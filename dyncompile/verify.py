@@ -111,8 +111,8 @@ def verify(
     args, kwargs = call_of(model, example_inputs)
     own = copy.deepcopy(dyn)
     reference = copy.deepcopy(model)
-    source = {k: v for k, v in own.state_dict().items() if not k.startswith(f"{STATE_PREFIX}.")}
-    reference.load_state_dict(source)
+    known = reference.state_dict().keys()
+    reference.load_state_dict({k: v for k, v in own.state_dict().items() if k in known}, strict=False)
     sampled = tuple(plan_route(Sampled(seed + i), own.choices, 1) for i in range(routes))
     subject = _Subject(own, reference, args, kwargs, sampled)
     with _exact_attention():
@@ -357,6 +357,7 @@ def _difference(a: Any, b: Any) -> float:
         return 0.0 if type(a) is type(b) and a == b else float("inf")
     if a.shape != b.shape or a.dtype != b.dtype:
         return float("inf")
+    a, b = a.detach(), b.detach()
     if torch.equal(a, b) or a.numel() == 0:
         return 0.0
     apart = float((a.double() - b.double()).abs().max())

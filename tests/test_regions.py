@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from dyncompile import zoo
 from dyncompile.analysis.regions import Branch, Regions, find_regions, stages
@@ -223,6 +224,12 @@ def test_analysis_is_pure_and_repeatable() -> None:
     before = str(graph)
     assert find_regions(graph) == find_regions(graph)
     assert str(graph) == before
+
+
+def test_views_of_what_was_overwritten_stay_on_the_trunk() -> None:
+    parts = {"a": nn.Linear(256, 3), "b": conv()}
+    graph = made(lambda m, x: m.a(F.relu(m.b(x), inplace=True).flatten(1)), parts, training=False).graph
+    assert find_regions(graph).trunk == ("x", "conv2d", "batch_norm", "relu_", "flatten", "linear")
 
 
 def test_side_inputs_do_not_hide_the_stream() -> None:
