@@ -27,6 +27,7 @@ format: $(READY)
 # The long sweep over third-party models.
 zoo: $(READY)
 	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/pytest -m zoo --numprocesses $(WORKERS)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

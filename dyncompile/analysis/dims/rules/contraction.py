@@ -56,7 +56,10 @@ def outer(call: Call) -> TensorType:
 
 @rule("aten.einsum")
 def einsum(call: Call) -> TensorType:
-    """One letter, one dim; a product of two operands costs the product of all letters that both need."""
+    """One letter, one dim; a product of two operands costs the product of all letters that both need.
+
+    Where nothing is summed over both, torch multiplies element by element, which is not counted anywhere.
+    """
     operands = call.types("tensors")
     if len(operands) != 2:
         raise Decompose  # the cost depends on the order in which the operands are taken
@@ -66,9 +69,11 @@ def einsum(call: Call) -> TensorType:
         for letter, dim in zip(letters, operand, strict=True):
             known = dims.get(letter, ())
             dims[letter] = call.env.unify(known, dim) if 1 not in (size(known), size(dim)) else known or dim
-    summed_alone = [x for x in dims if x not in output and not all(x in letters for letters in inputs)]
-    call.reduces(*(dims[x] for x in summed_alone))
-    call.contracts(*(dim for x, dim in dims.items() if x not in summed_alone))
+    summed = [x for x, dim in dims.items() if x not in output and size(dim) != 1]
+    alone = [x for x in summed if not all(x in letters for letters in inputs)]
+    call.reduces(*(dims[x] for x in alone))
+    if len(summed) > len(alone):
+        call.contracts(*(dim for x, dim in dims.items() if x not in alone))
     return tuple(call.env.normal(dims[letter]) for letter in output)
 
 

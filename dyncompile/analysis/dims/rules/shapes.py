@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dyncompile.analysis.dims.algebra import Dim, Misaligned, Sum, fixed, size
+from dyncompile.analysis.dims.algebra import Dim, Misaligned, Sum, fixed, is_batched, size
 from dyncompile.analysis.dims.call import Call, Given, Size, TensorType, Type, meta, shape_of, sizes_of
 from dyncompile.analysis.dims.table import rule
 from dyncompile.torchlib import items
@@ -101,6 +101,7 @@ def repeat(call: Call) -> TensorType:
     """Whole copies in front of each axis; a repeated size-1 axis is a new extent."""
     counts: list[int] = call["repeats"] if "repeats" in call.arguments else call["dims"]
     x = call.type("self")
+    counts = [1] * (len(x) - len(counts)) + counts
     x = (*[()] * (len(counts) - len(x)), *x)
     out = tuple(
         call.env.fresh(n) if size(dim) == 1 else call.env.normal(fixed(n) + dim)
@@ -160,9 +161,13 @@ def unsqueeze(call: Call) -> TensorType:
 
 @rule("aten.squeeze")
 def squeeze(call: Call) -> TensorType:
-    """Axes of size 1 go (all of them, or the named ones)."""
+    """Axes of size 1 go (all of them, or the named ones), but not those that have become 1 by narrowing."""
     x = call.type("self")
     axes = call.axes("dim", len(x)) if "dim" in call.arguments else range(len(x))
+    asked = [i for i in axes if size(x[i]) == 1 or is_batched(x[i])]
+    call.rewrite(
+        target=aten.squeeze.dims, when=[x[i] for i in axes if i not in asked], self=Given("self"), dim=asked
+    )
     return tuple(dim for i, dim in enumerate(x) if not (i in axes and size(dim) == 1))
 
 
