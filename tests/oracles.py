@@ -1,8 +1,8 @@
 """Static networks of any width, and how to cut their weights by hand: the oracle of width slicing.
 
-Every network takes its widths as arguments, so the narrow network is the same class with smaller numbers. What
-positions a narrow tensor takes from the wide one is written here as plain index arithmetic; nothing of the
-library is used.
+Every network takes its widths as arguments, so the narrow network is the same class with smaller numbers.
+Which positions a narrow tensor takes from the wide one is written here as plain index arithmetic; nothing of
+the library is used.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ def test_broken_contract_exits_with_1(as_json: bool, monkeypatch: pytest.MonkeyP
     assert "─ ContractError ─" in done.stderr
     assert "Traceback" not in done.stderr
     if as_json:
-        assert json.loads(done.stdout) == {"passed": False, "problem": "output differs at full capacity"}
+        expected = {"passed": False, "problem": "output differs at full capacity", "checks": []}
+        assert json.loads(done.stdout) == expected
 
 
 # -- what a user can get wrong ----------------------------------------------------------------------

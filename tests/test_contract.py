@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -113,7 +113,12 @@ def test_the_order_of_passes_does_not_matter_for_what_they_compute() -> None:
     assert torch.equal(one.macs(route), other.macs(route))
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@pytest.mark.slow
+@settings(
+    max_examples=6,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(net=networks(), per=st.sampled_from(["model", "stage", "dim"]), embedding=st.booleans())
 def test_random_networks_hold_the_contract(net: Net, per: str, embedding: bool) -> None:
     example = example_of(net)

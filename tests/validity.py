@@ -6,7 +6,7 @@ first check that does: the tests of seeded bugs expect a name, all others expect
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -127,9 +127,12 @@ def check_masked(trial: Trial) -> None:
 def check_cost(trial: Trial) -> None:
     """The polynomial gives the MACs that torch counts on the narrowed network."""
     for drawn in ({}, *trial.widths):
-        widths = {name: max(n, 2) for name, n in drawn.items()}  # at 1, torch multiplies instead of contracting
+        widths = {
+            name: max(n, 2) for name, n in drawn.items()
+        }  # at 1, torch multiplies instead of contracting
         counted = count_macs(lambda widths=widths: trial.sliced(widths, 1))
-        assert evaluate(trial.facts.macs.path, widths) == counted, widths
+        modeled = evaluate(trial.facts.macs.path, widths)
+        assert modeled == counted or (trial.facts.macs.unmodeled and modeled < counted), widths
 
 
 def check_training(trial: Trial) -> None:
@@ -176,10 +179,14 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
 }
 
 
-def first_failure(subject: Subject, seeds: tuple[int, ...] = (0, 1, 2, 3)) -> tuple[str, Exception] | None:
+def first_failure(
+    subject: Subject, seeds: tuple[int, ...] = (0, 1, 2, 3), without: Collection[str] = ()
+) -> tuple[str, Exception] | None:
     """(name of the first check that raises, what it raised); None if all hold."""
     trial = Trial(subject, seeds)
     for name, check in CHECKS.items():
+        if name in without:
+            continue
         try:
             check(trial)
         except (
@@ -189,8 +196,8 @@ def first_failure(subject: Subject, seeds: tuple[int, ...] = (0, 1, 2, 3)) -> tu
     return None
 
 
-def assert_valid(subject: Subject, seeds: tuple[int, ...] = (0, 1, 2, 3)) -> None:
+def assert_valid(subject: Subject, without: Collection[str] = ()) -> None:
     """All checks hold; otherwise the error of the first that does not."""
-    failed = first_failure(subject, seeds)
+    failed = first_failure(subject, without=without)
     if failed is not None:
         raise AssertionError(f"the {failed[0]} check fails") from failed[1]

@@ -65,14 +65,6 @@ def softmax(call: Call) -> TensorType:
     return x
 
 
-@rule("aten.local_response_norm")
-def local_response_norm(call: Call) -> TensorType:
-    """Mixes neighboring channels: they must all stay."""
-    x = call.type("input")
-    call.freeze(x[1], "local response norm reads neighboring channels")
-    return x
-
-
 @rule("aten._weight_norm_interface", "aten._weight_norm")
 def weight_norm(call: Call) -> Type:
     """``v, g -> w``: a norm over all but one axis of ``v``."""

@@ -38,7 +38,7 @@ def pointwise(call: Call) -> TensorType:
     "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.clone", "aten.detach", "aten.alias",
     "aten.contiguous", "aten.to", "aten._to_copy", "aten.lift_fresh", "aten.lift_fresh_copy", "aten.zero",
     "aten.fill", "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like",
-    "aten.randn_like", "aten.type_as", "aten.float", "aten.half", "aten.nan_to_num", "aten.detach_copy",
+    "aten.randn_like", "aten.type_as", "aten.nan_to_num", "aten.detach_copy",
     "aten.triu", "aten.tril", "aten.requires_grad", "aten.conj", "aten.resolve_conj", "aten.resolve_neg",
     "aten.view_as_real_copy",
 )  # fmt: skip
