@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dyncompile.capture.conversions import CALL
 from dyncompile.capture.literals import follow_device_and_dtype
 from dyncompile.errors import CaptureError
 from dyncompile.program import POLICY, source_line
@@ -33,6 +34,14 @@ _DROPPED = (
     "sym_constrain_range_for_size",
 )
 _KEPT_META = ("val", "nn_module_stack", "stack_trace")
+
+
+def _kept_meta(node: fx.Node) -> dict[str, Any]:
+    kept = {key: node.meta[key] for key in _KEPT_META if key in node.meta}
+    noted: dict[str, Any] = node.meta.get("custom") or {}
+    return {**kept, CALL: noted[CALL]} if CALL in noted else kept
+
+
 _REGIONS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -89,7 +98,7 @@ class _Cleaner:
 
     def _copied(self, node: fx.Node, env: Callable[[fx.Node], Any]) -> fx.Node:
         new = self.graph.node_copy(node, env)
-        new.meta = {key: node.meta[key] for key in _KEPT_META if key in node.meta}
+        new.meta = _kept_meta(node)
         return new
 
     def _read(self, node: fx.Node, env: dict[fx.Node, Any]) -> None:
@@ -105,7 +114,7 @@ class _Cleaner:
             target = f"{CONSTANTS}.{target.replace('.', '_')}"
             put_state(self._state, target, value, persistent=False)
         env[node] = self.graph.create_node("get_attr", target, name=node.name)
-        env[node].meta = {key: node.meta[key] for key in _KEPT_META if key in node.meta}
+        env[node].meta = _kept_meta(node)
 
     def _call(self, node: fx.Node, env: dict[fx.Node, Any], module: fx.GraphModule) -> None:
         if _operator_name(node) in _DROPPED:
@@ -114,7 +123,7 @@ class _Cleaner:
             env[node] = self._inlined(node, env, module)
         elif node.target is operator.getitem and is_several(map_nodes(node.args[0], env.__getitem__)):
             env[node] = items(map_nodes(node.args[0], env.__getitem__))[operator.index(node.args[1])]  # pyright: ignore
-        elif node.target is torch.ops.aten.alias.default:  # most are made by `DistinctConversions`
+        elif node.target is torch.ops.aten.alias.default:  # most are made by `observed_dtypes`
             env[node] = map_nodes(node.args[0], env.__getitem__)
         else:
             env[node] = self._copied(node, env.__getitem__)

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from dyncompile.capture.check import check_inputs, check_module, check_runs
 from dyncompile.capture.clean import clean_graph
-from dyncompile.capture.conversions import DistinctConversions
+from dyncompile.capture.conversions import observed_dtypes
 from dyncompile.errors import CaptureError
 from dyncompile.program import MODES, Mode, Program
 from dyncompile.signature import Signature, batch_of, bind_call, forward_signature, make_leaf
@@ -110,7 +110,7 @@ def _trace(owned: nn.Module, forward: Any, named: dict[str, Any], batch: int | N
 
     dynamic = {name: pytree.tree_map(spec, value) for name, value in named.items()}
     try:
-        with _quiet(), DistinctConversions():
+        with _quiet(), observed_dtypes():
             program = export(module, bound.args, bound.kwargs, dynamic_shapes=dynamic, strict=False)
             exported = program.module(check_guards=False)
     except Exception as error:  # the user's own Python runs here: anything may come out of it

@@ -1,41 +1,38 @@
 """Device and dtype literals that a trace bakes in, made to follow the model's own device and dtype.
 
-A trace records ``x.to(q.dtype)`` and ``x.float()`` as the same ``aten.to.dtype(x, float32)``; only the user's
-source line tells them apart. Explicit dtypes stay, those taken from a tensor or a variable follow.
+Explicit dtypes stay, those taken from a tensor or a variable follow: the text of the user's call, which
+`conversions` notes, tells ``x.to(q.dtype)`` from ``x.float()``. Limits of the traced dtype
+(``torch.finfo(x.dtype).min`` in masks) follow too.
 """
 
 from __future__ import annotations
 
+import ast
 import builtins
-import linecache
-import re
-from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from dyncompile.program import source_line
+from dyncompile.capture.conversions import CALL
 from dyncompile.state import state_tensors
+from dyncompile.torchlib import schema_of
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_CONVERSION = re.compile(
-    r"\.(float|double|half|bfloat16)\(\)|\.(?:to|type)\(((?:[^()]|\([^()]*\))*)\)|dtype=([\w.]+)"
-)
-_EXPLICIT = re.compile(r"torch\.(float|double|half|bfloat16)\d*\b")
+_SHORTCUTS = ("float", "double", "half", "bfloat16")
+_LIMITS = ("min", "max")
 
 
 def follow_device_and_dtype(graph: fx.Graph, state: nn.Module) -> None:
     """Replace baked devices by the device of the first input, and inherited dtypes by the model's dtype."""
     anchor = _Anchor(graph, state)
-    seen: dict[str, int] = defaultdict(int)
     for node in list(graph.nodes):
-        schema = getattr(node.target, "_schema", None)
+        schema = schema_of(node.target)
         if schema is None:
             continue
         names = [argument.name for argument in schema.arguments]
-        node.args = tuple(_replaced(node, names[i], a, anchor, seen) for i, a in enumerate(node.args))
-        node.kwargs = {key: _replaced(node, key, a, anchor, seen) for key, a in node.kwargs.items()}
+        node.args = tuple(_replaced(node, names[i], a, anchor) for i, a in enumerate(node.args))
+        node.kwargs = {key: _replaced(node, key, a, anchor) for key, a in node.kwargs.items()}
     graph.lint()
 
 
@@ -60,6 +57,17 @@ class _Anchor:
         )
         return self._attribute("dtype", carrier)
 
+    def limit(self, name: str) -> fx.Node | None:
+        """The smallest or largest number of the model's dtype."""
+        dtype = self.model_dtype()
+        if name not in self._nodes and dtype is not None:
+            with self._graph.inserting_after(dtype):
+                info = self._graph.call_function(torch.finfo, (dtype,))
+            with self._graph.inserting_after(info):
+                self._nodes[name] = self._graph.call_function(builtins.getattr, (info, name))
+            self._nodes[name].meta["val"] = getattr(torch.finfo(dtype.meta["val"]), name)
+        return self._nodes.get(name)
+
     def _attribute(self, name: str, owner: fx.Node | None) -> fx.Node | None:
         """A `getattr` node right after the inputs and the carrier, before anything can use it."""
         if name not in self._nodes and owner is not None:
@@ -72,33 +80,41 @@ class _Anchor:
         return self._nodes.get(name)
 
 
-def _replaced(node: fx.Node, name: str, value: Any, anchor: _Anchor, seen: dict[str, int]) -> Any:
+def _replaced(node: fx.Node, name: str, value: Any, anchor: _Anchor) -> Any:
     if isinstance(value, torch.device):
         return anchor.device() or value
-    if name == "dtype" and value is anchor.dtype and value is not None and _inherits(node, seen):
+    if value is None or anchor.dtype is None:
+        return value
+    if name == "dtype" and value is anchor.dtype and not _is_explicit(node):
         return anchor.model_dtype() or value
+    if type(value) is float:
+        limits = [limit for limit in _LIMITS if value == getattr(torch.finfo(anchor.dtype), limit)]
+        return anchor.limit(limits[0]) if limits else value
     return value
 
 
-def _inherits(node: fx.Node, seen: dict[str, int]) -> bool:
-    """Whether the user's line takes this dtype from somewhere instead of naming it."""
-    line = source_line(node)
-    conversions = [match for match in _CONVERSION.finditer(_statement(line))]
-    if not conversions:
-        return str(node.target).startswith("aten.to.")
-    turn = seen[line]
-    seen[line] += 1
-    shortcut, converted, keyword = conversions[turn % len(conversions)].groups()
-    return not shortcut and not _EXPLICIT.search(converted or keyword or "")
+def _is_explicit(node: fx.Node) -> bool:
+    """Whether the user's call names this dtype instead of taking it from somewhere.
+
+    Without a text, a conversion is taken to follow, and what creates a tensor is not.
+    """
+    text = node.meta.get(CALL)
+    try:
+        call = ast.parse(f"({text})", mode="eval").body if text else None
+    except SyntaxError:
+        call = None
+    if not isinstance(call, ast.Call):
+        return not str(node.target).startswith("aten.to.")
+    if isinstance(call.func, ast.Attribute) and call.func.attr in _SHORTCUTS:
+        return True
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return any(_names_dtype(part) for argument in arguments for part in ast.walk(argument))
 
 
-def _statement(line: str) -> str:
-    """The source text from a traced line on, until its brackets close (12 lines at most)."""
-    location, _, code = line.partition(": ")
-    file, _, number = location.rpartition(":")
-    text = code
-    for offset in range(1, 12):
-        if text.count("(") <= text.count(")") or not number.isdigit():
-            break
-        text += linecache.getline(file, int(number) + offset)
-    return text
+def _names_dtype(part: ast.AST) -> bool:
+    """Whether an expression is like ``torch.float32``."""
+    return (
+        isinstance(part, ast.Attribute)
+        and isinstance(part.value, ast.Name)
+        and isinstance(getattr(torch, part.attr, None), torch.dtype)
+    )
