@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
@@ -26,7 +26,7 @@ from dyncompile.deploy import specialize
 from dyncompile.errors import ContractError
 from dyncompile.pipeline import apply_passes, call_of, spec_of
 from dyncompile.policies import Forced, Full, Sampled
-from dyncompile.program import Route
+from dyncompile.program import Program, Route
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import plan_route
 from dyncompile.signature import bind_call
@@ -76,6 +76,12 @@ class _Subject:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     routes: tuple[Route, ...]
+
+    @cached_property
+    def source(self) -> tuple[Program, str]:
+        """The reference captured anew, and its fingerprint before anything was done with it."""
+        program = capture(self.reference, self.args, self.kwargs)
+        return program, program.fingerprint
 
     def rows(self, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The example call with `size` rows, repeated or cut."""
@@ -301,16 +307,16 @@ def check_gradients(subject: _Subject, seed: int) -> Check:
 def check_replay(subject: _Subject, seed: int) -> Check:
     """Replaying the history on the source gives the same program; specs read back as the passes they are."""
     passes = [parse_spec(spec) for spec in subject.dyn.history]
-    again = apply_passes(capture(subject.reference, subject.args, subject.kwargs), passes)
+    again = apply_passes(subject.source[0], passes)
     same = again.fingerprint == subject.dyn.program.fingerprint
     specs = all(spec_of(one) == spec for one, spec in zip(passes, subject.dyn.history, strict=True))
     return Check("replay and specs", same and specs, detail=" | ".join(subject.dyn.history))
 
 
 def check_purity(subject: _Subject, seed: int) -> Check:
-    """Planning edits nothing and is repeatable."""
-    program = capture(subject.reference, subject.args, subject.kwargs)
-    facts, before = analyze(program), program.fingerprint
+    """Planning and rewriting leave the program that they start from as it is, and plans are repeatable."""
+    program, before = subject.source
+    facts = analyze(program)
     plans = [[parse_spec(spec).plan(program, facts) for spec in subject.dyn.history[:1]] for _ in range(2)]
     return Check("purity of planning", plans[0] == plans[1] and program.fingerprint == before)
 

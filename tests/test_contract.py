@@ -65,6 +65,12 @@ def specs() -> list[str]:
     return [spec for method in registry.methods() for spec in CONFIGURATIONS.get(method, (method,))]
 
 
+def pairs() -> list[tuple[Make, str]]:
+    """Per method every network once, each with the method's next configuration."""
+    turns = {method: CONFIGURATIONS.get(method, (method,)) for method in registry.methods()}
+    return [(make, turn[i % len(turn)]) for turn in turns.values() for i, make in enumerate(FIXED)]
+
+
 @cache
 def third_party(name: str) -> Subject:
     """A model of the zoo with weights that hide nothing."""
@@ -73,8 +79,7 @@ def third_party(name: str) -> Subject:
     return Subject(source.model, source.args, source.kwargs)
 
 
-@pytest.mark.parametrize("spec", specs())
-@pytest.mark.parametrize("make", FIXED, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("make", "spec"), pairs(), ids=lambda value: getattr(value, "__name__", value))
 def test_fixed_networks_hold_the_contract(make: Make, spec: str) -> None:
     model, example = make()
     report = dc.verify(dc.dynamize(model, spec, example), model, example)

@@ -1,12 +1,12 @@
 """What only the running forward knows about dtypes, kept for after the trace.
 
-At the traced dtype a conversion can be the identity. It then returns the very tensor that it was given, and the
-tracer takes every later use of `x` for a use of ``x.float()``: a residual stream that a norm has looked at in
-float32 would stay float32 in a model that is moved to bfloat16. So conversions are called on an alias, which
-gives their results an identity of their own; `clean_graph` drops the aliases.
+At the traced dtype a conversion can be the identity. It then returns the very tensor that it was given, and
+the tracer takes every later use of `x` for a use of ``x.float()``: a residual stream that a norm has looked
+at in float32 would stay float32 in a model that is moved to bfloat16. So conversions are called on an alias,
+which gives their results an identity of their own; `clean_graph` drops the aliases.
 
-And a graph records ``x.to(q.dtype)`` and ``x.float()`` as the same operator. So calls that say a dtype are noted
-with their source text, at the innermost line of the user's code, which `literals` reads.
+And a graph records ``x.to(q.dtype)`` and ``x.float()`` as the same operator. So calls that say a dtype are
+noted with their source text, at the innermost line of the user's code, which `literals` reads.
 """
 
 from __future__ import annotations
