@@ -76,8 +76,8 @@ def third_party(name: str) -> Subject:
 
 @pytest.mark.parametrize(("make", "spec"), pairs(), ids=lambda value: getattr(value, "__name__", value))
 def test_fixed_networks_hold_the_contract(make: Make, spec: str) -> None:
-    model, example = make()
-    report = dc.verify(dc.dynamize(model, spec, example), model, example)
+    found = subject(make)
+    report = dc.verify(found.dynamic(spec), found.module, found.args or found.kwargs)
     assert report.passed
     assert len(report.checks) == len(CHECKS)
 
@@ -117,7 +117,7 @@ def test_the_order_of_passes_does_not_matter_for_what_they_compute() -> None:
 
 @pytest.mark.slow
 @settings(
-    max_examples=6,
+    max_examples=4,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -21,14 +21,14 @@ FEW = settings(
 
 
 @pytest.mark.slow
-@settings(FEW, max_examples=9)
+@settings(FEW, max_examples=7)
 @given(cnns())
 def test_types_of_cnns(net: Net) -> None:
     assert_valid(subject_of(net))
 
 
 @pytest.mark.slow
-@settings(FEW, max_examples=7)
+@settings(FEW, max_examples=5)
 @given(transformer_nets())
 def test_types_of_transformers(net: Net) -> None:
     assert_valid(subject_of(net))
