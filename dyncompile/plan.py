@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dyncompile.gate import Gate
 from dyncompile.program import Choice, Sized
 
 
@@ -35,9 +36,11 @@ class Plan:
         sites: where they act.
         rejections: where they do not, and why.
         sized: elastic dims whose size a choice decides.
+        gates: decision nets, by the choice that each decides.
     """
 
     choices: tuple[Choice, ...] = ()
     sites: tuple[Site, ...] = ()
     rejections: tuple[Rejection, ...] = ()
     sized: Mapping[str, Sized] = field(default_factory=dict[str, Sized])
+    gates: Mapping[str, Gate] = field(default_factory=dict[str, Gate])

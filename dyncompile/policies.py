@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,13 @@ from dyncompile.program import Choice, Domain, Route
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides choices. `logits` [B, width] come from the choice's gate; None where it has none."""
+    """Decides choices. `logits` [B, width] come from the choice's decision net; None where it has none.
+
+    A policy that does not read logits says so (`reads_gates`), and no decision net runs for it.
+    """
+
+    reads_gates: ClassVar[bool]
+    """Whether decisions depend on `logits`."""
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
         """Decisions [rows, width] in the choice's domain."""
@@ -27,6 +33,8 @@ class Policy(Protocol):
 class Full:
     """Everything at full capacity: the source network."""
 
+    reads_gates: ClassVar[bool] = False
+
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
         """`choice.full` for every row."""
         return torch.tensor([choice.full]).expand(rows, -1)
@@ -35,6 +43,8 @@ class Full:
 @dataclass(frozen=True, slots=True)
 class Smallest:
     """Everything at its cheapest."""
+
+    reads_gates: ClassVar[bool] = False
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
         """`choice.smallest` for every row."""
@@ -47,6 +57,8 @@ class Forced:
 
     Choices that the route leaves out run at full capacity.
     """
+
+    reads_gates: ClassVar[bool] = False
 
     route: Route = field(default_factory=dict[str, Tensor])
 
@@ -71,6 +83,8 @@ class Sampled:
     and on the choice's name alone, and leaves torch's global generators as they are.
     """
 
+    reads_gates: ClassVar[bool] = False
+
     seed: int
     per_sample: bool = False
 
@@ -87,20 +101,38 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What the gates say. A choice without a gate has nothing to learn from and runs at full capacity.
+    """What the decision nets say. A choice without one has nothing to learn from and runs at full capacity.
 
-    `tau` is the temperature of the relaxation in training; `hard` takes the best column. There is no noise in
-    evaluation.
+    Evaluation takes the best column, without noise. Where gradients are on, a one-hot decision is
+    straight-through: its value is hard, its gradient that of the softmax at temperature `tau` (Jang et al.,
+    ICLR 2017). `noise` adds Gumbel noise to the logits; training recipes ask for it. With `hard=False` the
+    relaxed row itself is the decision, which only dense execution can run.
     """
+
+    reads_gates: ClassVar[bool] = True
 
     tau: float = 1.0
     hard: bool = True
+    noise: bool = False
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
-        """The best column of the logits."""
+        """The best column of the logits [rows, width], or its relaxation."""
         if logits is None:
             return Full().decide(choice, rows, logits)
-        raise RouteError(f"choice {choice.name!r} has a gate, and learned decisions need the training engine")
+        if choice.domain is not Domain.ONE_HOT:
+            raise RouteError(f"decisions in {choice.domain.value} cannot be learned: choice {choice.name!r}")
+        scores = logits.float() + _gumbel(logits) if self.noise else logits.float()
+        hard = torch.nn.functional.one_hot(scores.argmax(1), choice.width).float()
+        if self.hard and not (torch.is_grad_enabled() and logits.requires_grad):
+            return hard
+        soft = (scores / self.tau).softmax(1)
+        return hard - soft.detach() + soft if self.hard else soft
+
+
+def _gumbel(like: Tensor) -> Tensor:
+    """Standard Gumbel noise from the global generator of the device."""
+    uniform = torch.rand(like.shape, device=like.device).clamp(1e-20, 1 - 1e-7)
+    return -torch.log(-torch.log(uniform))
 
 
 def route_of(choices: Mapping[str, Choice], columns: Mapping[str, int] | int, rows: int = 1) -> Route:

@@ -145,6 +145,16 @@ class Program:
         return digest.hexdigest()
 
 
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with the same node names and shared metadata values."""
+    new = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        env[node] = new.node_copy(node, env.__getitem__)
+        env[node].meta = dict(node.meta)
+    return new
+
+
 def _line(node: fx.Node) -> str:
     if node.op in ("placeholder", "get_attr"):
         return f"%{node.name} = {node.op} {node.target}"

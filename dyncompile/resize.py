@@ -27,7 +27,7 @@ from dyncompile.analysis.dims.algebra import (
 from dyncompile.analysis.dims.call import Given, Rewrite, Size, TensorType, bind
 from dyncompile.analysis.dims.facts import GraphDims
 from dyncompile.runtime import ops
-from dyncompile.torchlib import is_several, items, schema_of
+from dyncompile.torchlib import is_several, items, nodes_in, schema_of
 
 aten = torch.ops.aten
 Extent = int | fx.Node
@@ -42,20 +42,13 @@ class Resizer:
     Args:
         graph: the graph; its node names must be those of `dims`.
         dims, state: types of its nodes and of the state that it reads.
-        sizes: elastic name -> active size.
-        after: the node after which sizes may be computed (they depend on nothing later).
+        sizes: elastic name -> active size. A size that is a node must precede every use of its dim.
     """
 
     def __init__(
-        self,
-        graph: fx.Graph,
-        dims: GraphDims,
-        state: Mapping[str, TensorType],
-        sizes: Mapping[str, Extent],
-        after: fx.Node,
+        self, graph: fx.Graph, dims: GraphDims, state: Mapping[str, TensorType], sizes: Mapping[str, Extent]
     ) -> None:
         self._graph, self._dims, self._state, self._sizes = graph, dims, state, sizes
-        self._head = after
         self._extents: dict[Dim, Extent] = {}
         self._batch: fx.Node | None = None
 
@@ -91,7 +84,6 @@ class Resizer:
 
     def _narrowed(self, node: fx.Node, dims: TensorType) -> tuple[fx.Node, list[fx.Node]]:
         """(the narrowed read, index nodes of the axes that had to be gathered)."""
-        after = _later(node, self._head)
         views: list[Extent | None] = [None] * len(dims)
         gathers: list[tuple[int, Dim]] = []
         for axis, dim in enumerate(dims):
@@ -101,16 +93,15 @@ class Resizer:
                 views[axis] = self.extent(dim)
             else:
                 gathers.append((axis, dim))
-        last = _later(after, self._head)
         current = node
         if any(view is not None for view in views):
-            current = last = self._insert(last, ops.prefix, (current, tuple(views)), like=node)
+            current = self._insert(ops.prefix, (current, tuple(views)), like=node)
         indices: list[fx.Node] = []
         for axis, dim in gathers:
             order = [e.name for e in elastics(dim) if e.name in self._sizes]
             values = tuple(self._sizes[name] for name in order)
-            index = self._insert(last, ops.positions, (node, ops.encode(dim, order), *values))
-            current = last = self._insert(index, ops.take, (current, axis, index), like=node)
+            index = self._insert(ops.positions, (node, ops.encode(dim, order), *values))
+            current = self._insert(ops.take, (current, axis, index), like=node)
             indices.append(index)
         return current, indices
 
@@ -118,7 +109,8 @@ class Resizer:
         """Statistics that an operator updated on a gathered copy return to their buffer."""
         for user in users:
             if _updates_statistics(user):
-                self._insert(user, ops.put, (buffer, index, copy))
+                with self._graph.inserting_after(user):
+                    self._graph.call_function(ops.put, (buffer, index, copy))
 
     # -- sizes --------------------------------------------------------------------------------
 
@@ -165,19 +157,19 @@ class Resizer:
         if self._batch is None:
             inputs = [n for n in self._graph.nodes if n.op == "placeholder"]
             source = next(n for n in inputs if _leading_symbol(n) is not None)
-            self._batch = self._head = self._insert(self._head, aten.sym_size.int, (source, 0))
+            with self._graph.inserting_after(inputs[-1]):
+                self._batch = self._graph.call_function(aten.sym_size.int, (source, 0))
             self._batch.meta["val"] = _leading_symbol(source)
         return self._batch
 
     def _scalar(self, function: Any, a: Extent, b: Extent) -> fx.Node:
-        node = self._head = self._insert(self._head, function, (a, b))
+        node = self._insert(function, (a, b))
         node.meta["val"] = function(_value(a), _value(b))
         return node
 
-    def _insert(
-        self, after: fx.Node, target: Any, args: tuple[Any, ...], like: fx.Node | None = None
-    ) -> fx.Node:
-        with self._graph.inserting_after(after):
+    def _insert(self, target: Any, args: tuple[Any, ...], like: fx.Node | None = None) -> fx.Node:
+        """A call right after the last of its operands."""
+        with self._graph.inserting_after(max(nodes_in(args))):
             node = self._graph.call_function(target, args)
         if like is not None and "val" in like.meta:
             node.meta["val"] = like.meta["val"]
@@ -264,7 +256,3 @@ def _leading_symbol(node: fx.Node) -> Any:
 
 def _value(extent: Extent) -> Any:
     return extent.meta["val"] if isinstance(extent, fx.Node) else extent
-
-
-def _later(a: fx.Node, b: fx.Node) -> fx.Node:
-    return b if a < b else a

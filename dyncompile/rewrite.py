@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from dyncompile.analysis.dims.facts import DimFacts, dim_facts
 from dyncompile.analysis.facts import Facts
 from dyncompile.errors import SpecError
+from dyncompile.gate import Gate, insert_gate
 from dyncompile.plan import Plan
-from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Sized
+from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Sized, copy_graph
 from dyncompile.resize import Resizer, restore_reads
 from dyncompile.runtime import ops
-from dyncompile.state import STATE_PREFIX, drop_state, put_state, share_state, state_tensors
+from dyncompile.state import GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
 
 _STATISTICS = "statistics"
 """Where private batch-norm statistics are kept, under ``dyn.``."""
@@ -35,6 +37,7 @@ class Editor:
         self._tensors = state_tensors(self._state)
         self._choices = dict(program.choices)
         self._sized = dict(program.sized)
+        self._stale = False
         self._decisions: dict[tuple[Mode, str], fx.Node] = {
             (mode, str(node.args[1])): node
             for mode, graph in self._graphs.items()
@@ -42,22 +45,57 @@ class Editor:
             if node.target is ops.decide
         }
 
-    def add_choice(self, choice: Choice) -> None:
-        """Insert a decision that only the policy takes, right after the inputs."""
+    def add_choice(self, choice: Choice, gate: Gate | None = None) -> None:
+        """Insert a decision.
+
+        With a gate it is taken after the point that the gate reads, from its logits or by the policy;
+        without one by the policy alone, right after the inputs.
+        """
         if choice.name in self._choices:
             raise SpecError(
                 f"there is a choice named {choice.name!r} already", fix="give this pass another name"
             )
         self._choices[choice.name] = choice
+        if gate is not None:
+            for name, value in gate.parameters(choice).items():
+                self.add_state(f"gates.{choice.name}.{name}", self._like_source(value))
+            self._stale = True
         for mode, graph in self._graphs.items():
             inputs = [node for node in graph.nodes if node.op == "placeholder"]
             policy = next(node for node in inputs if node.target == POLICY)
-            with graph.inserting_after(self._last_decision(mode) or inputs[-1]):
-                self._decisions[mode, choice.name] = graph.call_function(ops.decide, (policy, choice.name))
+            features = () if gate is None else (self._insert_gate(mode, graph, choice, gate),)
+            with graph.inserting_after(features[0] if features else self._last_ungated(mode) or inputs[-1]):
+                decision = graph.call_function(ops.decide, (policy, choice.name, *features))
+            self._decisions[mode, choice.name] = decision
 
-    def _last_decision(self, mode: Mode) -> fx.Node | None:
-        found = [node for (other, _), node in self._decisions.items() if other == mode]
-        return found[-1] if found else None
+    def _insert_gate(self, mode: Mode, graph: fx.Graph, choice: Choice, gate: Gate) -> fx.Node:
+        at = next(node for node in graph.nodes if node.name == gate.point.nodes[mode])
+
+        def read(graph: fx.Graph, layer: str) -> fx.Node:
+            node = graph.get_attr(f"{GATES}.{choice.name}.{layer}")
+            node.meta["val"] = self._tensors[str(node.target)]
+            return node
+
+        return insert_gate(graph, at, gate, read)
+
+    def _like_source(self, value: Tensor) -> Tensor:
+        """On the source's device and in its dtype, as a parameter."""
+        like = next(p for p in self._state.parameters() if p.is_floating_point())
+        return nn.Parameter(value.detach().to(like.device, like.dtype))
+
+    def _last_ungated(self, mode: Mode) -> fx.Node | None:
+        decisions = [node for (other, _), node in self._decisions.items() if other == mode]
+        ungated = [node for node in decisions if len(node.args) == 2]
+        return max(ungated) if ungated else None
+
+    @property
+    def _dims(self) -> DimFacts:
+        """Dimension types of what has been edited so far."""
+        if self._stale:
+            program = replace(self._program, graphs=self._graphs, state=self._state)
+            self._facts = replace(self._facts, dims=dim_facts(program))
+            self._stale = False
+        return self._facts.dims
 
     def add_state(self, name: str, value: Tensor) -> str:
         """Register a parameter or buffer under ``dyn.``; returns its full name."""
@@ -77,7 +115,7 @@ class Editor:
         sized = {**self._sized, **sized}
         if self._sized:
             self._undo_resizing()
-        statistics = self._facts.dims.statistics
+        statistics = self._dims.statistics
         private = {
             name: choice for name in sorted(statistics) if (choice := self._owner(name, sized)) is not None
         }
@@ -102,10 +140,19 @@ class Editor:
         self._tensors = state_tensors(self._state)
 
     def _owner(self, name: str, sized: Mapping[str, Sized]) -> Choice | None:
-        """The one choice that the statistics of a norm depend on, None if there are several."""
+        """The one choice that the statistics of a norm depend on, None if there are several or none yet."""
         own = {sized[e].choice for e in self._facts.elastics_of(name) if e in sized}
-        names = own or {one.choice for one in sized.values()}
+        names = own or {one.choice for one in sized.values() if self._precedes(one.choice, name)}
         return self._choices[next(iter(names))] if len(names) == 1 else None
+
+    def _precedes(self, choice: str, state: str) -> bool:
+        """Whether a choice is decided before anything uses the state of this name."""
+        for mode, graph in self._graphs.items():
+            decision = self._decisions[mode, choice]
+            reads = [node for node in graph.nodes if node.op == "get_attr" and node.target == state]
+            if any(user < decision for node in reads for user in node.users):
+                return False
+        return True
 
     def _private(self, name: str, choice: Choice, sized: Mapping[str, Sized]) -> list[str]:
         """State names per column; the full column is the source's own buffer."""
@@ -124,19 +171,15 @@ class Editor:
     def _resize_graph(
         self, mode: Mode, graph: fx.Graph, sized: Mapping[str, Sized], options: Mapping[str, list[str]]
     ) -> None:
-        after = self._last_decision(mode)
-        assert after is not None, "add the choices before resizing"
         extents: dict[Sized, fx.Node] = {}
-        for one in sized.values():
-            if one not in extents:
-                with graph.inserting_after(after):
-                    extents[one] = after = graph.call_function(
-                        ops.extent, (self._decisions[mode, one.choice], one.sizes)
-                    )
-                after.meta["val"] = max(one.sizes)
+        for one in dict.fromkeys(sized.values()):
+            decision = self._decisions[mode, one.choice]
+            with graph.inserting_after(decision):
+                extents[one] = graph.call_function(ops.extent, (decision, one.sizes))
+            extents[one].meta["val"] = max(one.sizes)
         sizes = {name: extents[one] for name, one in sized.items()}
-        dims = self._facts.dims
-        resizer = Resizer(graph, dims.graphs[mode], dims.state, sizes, after)
+        dims = self._dims
+        resizer = Resizer(graph, dims.graphs[mode], dims.state, sizes)
 
         def choose(node: fx.Node) -> fx.Node | None:
             names = options.get(str(node.target))
@@ -176,16 +219,6 @@ class Editor:
             history=(*self._program.history, spec),
             plans=(*self._program.plans, plan),
         )
-
-
-def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy with the same node names and shared metadata values."""
-    new = fx.Graph()
-    env: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        env[node] = new.node_copy(node, env.__getitem__)
-        env[node].meta = dict(node.meta)
-    return new
 
 
 def copy_program(program: Program, memo: dict[int, Any]) -> Program:

@@ -14,6 +14,9 @@ STATE_PREFIX = "dyn"
 CONSTANTS = f"{STATE_PREFIX}.constants"
 """Where tensors go that the source creates in `forward`; they are not saved, a capture makes them again."""
 
+GATES = f"{STATE_PREFIX}.gates"
+"""Where the parameters of decision nets live: ``dyn.gates.<choice>.<layer>.<name>``."""
+
 
 def adopt_state(state: nn.Module, source: nn.Module) -> None:
     """Register the source's parameters and buffers in `state`, tied names included, in the source's order."""

@@ -43,6 +43,25 @@ def map_nodes(value: Any, function: Callable[[fx.Node], Any]) -> Any:
     return cast(Any, fx).node.map_arg(value, function)
 
 
+def nodes_in(value: Any) -> list[fx.Node]:
+    """Every node in a value (in lists, tuples, dicts, slices), with repetition."""
+    found: list[fx.Node] = []
+    map_nodes(value, lambda node: found.append(node) or node)
+    return found
+
+
+def fake_copy(target: Any, args: tuple[Any, ...], like: Tensor) -> Any:
+    """What `target` gives for node arguments, computed on abstract values only; `like` is one of these."""
+    mode = cast(Any, like).fake_mode
+
+    def abstract(node: fx.Node) -> Any:
+        value = node.meta["val"]
+        return mode.from_tensor(value, static_shapes=True) if type(value) in (Tensor, torch.nn.Parameter) else value
+
+    with mode, torch.no_grad():
+        return target(*map_nodes(args, abstract))
+
+
 def items(value: Any) -> list[Any]:
     """The entries of a list or tuple; a single value as one entry."""
     return list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]

@@ -25,16 +25,19 @@ from dyncompile.cost import Macs
 from dyncompile.deploy import specialize
 from dyncompile.errors import ContractError
 from dyncompile.pipeline import apply_passes, call_of, spec_of
-from dyncompile.policies import Forced, Full, Sampled
+from dyncompile.policies import Forced, Full, Learned, Sampled
 from dyncompile.program import Program, Route
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import plan_route
 from dyncompile.signature import bind_call
 from dyncompile.spec import parse_spec
-from dyncompile.state import STATE_PREFIX
+from dyncompile.state import GATES, STATE_PREFIX
+from dyncompile.zoo.randomization import randomize_constants
 
 RELATIVE_TOLERANCE = 1e-5
 """For results that take other kernels (contiguous against strided weights), not for full capacity."""
+MASKED_TOLERANCE = 1e-4
+"""For sums over masked positions against sums over fewer of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,16 +292,76 @@ def check_sparse(subject: _Subject, seed: int) -> Check:
     return Check("mixed routes", relative <= RELATIVE_TOLERANCE, worst, f"{size} rows, order kept")
 
 
+def check_masked(subject: _Subject, seed: int) -> Check:
+    """Masked execution, through which decisions are trained, gives every row what slicing gives it."""
+    dyn = subject.dyn.eval()
+    obstacles = dyn.unmaskable
+    if not dyn.choices or obstacles:
+        return Check("masked execution", not dyn.gated, detail=f"not offered: {obstacles or 'no choice'}")
+    args, kwargs = subject.rows(4)
+    policy = Forced(plan_route(Sampled(seed, per_sample=True), dyn.choices, 4))
+    with torch.no_grad():
+        sliced = dyn.record(*args, policy=policy, execution="sparse", **kwargs).output
+        masked = dyn.record(*args, policy=policy, execution="dense", **kwargs).output
+    worst = difference(sliced, masked)
+    return Check("masked execution", worst / scale(sliced) <= MASKED_TOLERANCE, worst, "mixed routes")
+
+
+def check_learned(subject: _Subject, seed: int) -> Check:
+    """What decision nets choose is carried out: the output is that of the route which they report."""
+    if not subject.dyn.gated:
+        return Check("learned decisions", True, detail="no decision net in this model")
+    dyn = _stirred(subject.dyn, seed).eval()
+    args, kwargs = subject.rows(4)
+    with torch.no_grad():
+        torch.manual_seed(seed)  # pyright: ignore
+        learned = dyn.record(*args, policy=Learned(noise=True), execution="sparse", **kwargs)
+        forced = dyn.record(*args, policy=Forced(learned.route), **kwargs)
+    worst = difference(learned.output, forced.output)
+    seen = len({(name, int(row.argmax())) for name in dyn.gated for row in learned.route[name]})
+    passed = worst / scale(forced.output) <= RELATIVE_TOLERANCE
+    return Check("learned decisions", passed, worst, f"{len(dyn.gated)} nets, {seen} columns chosen")
+
+
 def check_gradients(subject: _Subject, seed: int) -> Check:
-    """Task loss and cost each reach every decision net."""
-    gates = [
-        name
-        for name, p in subject.dyn.named_parameters()
-        if name.startswith(f"{STATE_PREFIX}.") and p.requires_grad
-    ]
-    if not gates:
+    """The task loss alone and the cost alone each reach every parameter of every decision net."""
+    if not subject.dyn.gated:
         return Check("gradients of decision nets", True, detail="no decision net in this model")
-    return Check("gradients of decision nets", False, detail=f"no policy of this release trains {gates[:3]}")
+    dyn = _stirred(subject.dyn, seed).train()
+    args, kwargs = subject.rows(3)
+    gates = {name: p for name, p in dyn.named_parameters() if name.startswith(f"{GATES}.")}
+    record = dyn.record(*args, policy=Learned(), execution="dense", **kwargs)
+    floats = [
+        v for v in pytree.tree_leaves(_plain(record.output)) if isinstance(v, Tensor) and v.requires_grad
+    ]
+    losses = {
+        "task": torch.stack([v.float().square().mean() for v in floats]).sum(),
+        "cost": dyn.macs(record.route).mean() / dyn.static_macs,
+    }
+    unreached: list[str] = []
+    for term, loss in losses.items():
+        found = torch.autograd.grad(loss, list(gates.values()), retain_graph=True, allow_unused=True)
+        unreached += [
+            f"{term} does not reach {name}"
+            for name, gradient in zip(gates, found, strict=True)
+            if gradient is None or not bool(gradient.any())
+        ]
+    return Check(
+        "gradients of decision nets",
+        not unreached,
+        detail=", ".join(unreached[:5]) or f"{len(gates)} parameters",
+    )
+
+
+def _stirred(dyn: DynamicModel, seed: int) -> DynamicModel:
+    """A copy without constant parameters and dead units, where nothing blocks a gradient or a decision."""
+    own = copy.deepcopy(dyn)
+    randomize_constants(own, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for name, parameter in own.named_parameters():
+            if name.startswith(f"{GATES}.") and name.endswith(".bias"):
+                parameter.fill_(0 if name.endswith("head.bias") else 1)
+    return own
 
 
 # -- structure --------------------------------------------------------------------------------------
@@ -342,6 +405,8 @@ CHECKS: Sequence[Callable[[_Subject, int], Check]] = (
     check_gradients,
     check_replay,
     check_sparse,
+    check_masked,
+    check_learned,
     check_purity,
     check_types,
 )

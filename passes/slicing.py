@@ -1,21 +1,26 @@
-"""Dynamic weight slicing: DS-Net (CVPR 2021) and DS-Net++ (TPAMI 2023), in their ungated form.
+"""Dynamic weight slicing: DS-Net (CVPR 2021) and DS-Net++ (TPAMI 2023).
 
 A choice picks one of a few width ratios; every elastic dim that it controls keeps the leading share of its
 positions, so that one set of weights holds nested networks. At ratio 1 nothing is cut: the source itself.
 
     given   y = conv2d(x, W[O, I, k, k], b[O])        O, I elastic
-    result  n = extent(d, (O/4, O/2, 3O/4, O))        d = decide(policy, "width")
+    result  d = decide(policy, "width", gate(v))      v: an earlier value of the trunk
+            n = extent(d, (O/4, O/2, 3O/4, O))
             y = conv2d(x, prefix(W, (n, m)), prefix(b, (n,)))
 
+What runs before a gate stays static. A gate is pooling, a linear layer that reduces, ReLU and a linear layer
+without noise or norm (see `dyncompile.gate`); DS-Net's second head, channel attention, is not part of it.
+Without gates (`gate=False`) decisions are forced or sampled and everything elastic can move.
+
 The default ratios 0.25, 0.5, 0.75, 1 are a common choice for slimmable networks; they are configuration, not
-numbers verified against the papers. Per-width batch-norm statistics with a shared affine follow DS-Net's
-code.
+numbers verified against the papers, and so are the gate's sizes. Per-width batch-norm statistics with a
+shared affine follow DS-Net's code.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -24,6 +29,7 @@ from dyncompile.analysis.dims.call import flat_types
 from dyncompile.analysis.dims.facts import ElasticFacts
 from dyncompile.analysis.facts import Facts
 from dyncompile.errors import SpecError
+from dyncompile.gate import Gate
 from dyncompile.pipeline import Plan, Rejection, Site
 from dyncompile.program import Choice, Domain, Program, Sized
 from dyncompile.rewrite import Editor
@@ -34,12 +40,18 @@ class Slicing:
     """Width slicing of any network.
 
     Attributes:
-        ratios: shares of each dim that can be kept, ascending; 1.0 is added if missing. per: one choice for
-        the whole model, per stage (runs of one resolution), or per elastic dim. divisor: kept channels are
-        rounded to multiples of this; attention heads and groups count with their width. minimum: no dim keeps
-        fewer channels than this. embedding: also slice a residual stream that is layer-normalized (a
-        transformer's embedding dim). It is not
-            zero-equivalent: sub-networks normalize over what they keep.
+        ratios: shares of each dim that can be kept, ascending; 1.0 is added if missing.
+        per: one choice for the whole model, per stage (runs of one resolution), per block (dims that can be
+            decided at the same place), or, without gates, per elastic dim.
+        gate: insert decision nets. Each stands as late as its dims allow; the model's only one at the start.
+        start: so many places for gates, from the input on, are passed over: what they would decide is static.
+        hidden: width of a gate's hidden layer; 0 takes a quarter of its features, at least 16.
+        confidence: probability that an untrained gate gives to full width.
+        divisor: kept channels are rounded to multiples of this; attention heads and groups count with their
+            width.
+        minimum: no dim keeps fewer channels than this.
+        embedding: also slice a residual stream that is layer-normalized (a transformer's embedding dim). It
+            is not zero-equivalent: sub-networks normalize over what they keep.
         include, exclude: regular expressions, searched in the names of elastic dims.
         name: prefix of the choices, so that the pass can be applied twice.
     """
@@ -47,7 +59,11 @@ class Slicing:
     method: ClassVar[str] = "dsnet"
 
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    per: Literal["model", "stage", "dim"] = "model"
+    per: Literal["model", "stage", "block", "dim"] = "model"
+    gate: bool = True
+    start: int = 0
+    hidden: int = 0
+    confidence: float = 0.9
     divisor: int = 8
     minimum: int = 8
     embedding: bool = False
@@ -61,8 +77,15 @@ class Slicing:
             raise SpecError(
                 f"ratios must lie in (0, 1], got {bad or 'none'}", fix="e.g. ratios=(0.25, 0.5, 1.0)"
             )
-        if self.per not in ("model", "stage", "dim"):
-            raise SpecError(f"per must be model, stage or dim, got {self.per!r}")
+        if self.per not in ("model", "stage", "block", "dim"):
+            raise SpecError(f"per must be model, stage, block or dim, got {self.per!r}")
+        if self.per == "dim" and self.gate:
+            raise SpecError(
+                "a gate per elastic dim is not offered",
+                fix="per=block is the finest with gates; add gate=False to decide every dim by policy",
+            )
+        if self.start < 0 or self.hidden < 0 or not 0 < self.confidence < 1:
+            raise SpecError("start and hidden must be at least 0, confidence must lie in (0, 1)")
         if self.divisor < 1 or self.minimum < 1:
             raise SpecError(f"divisor and minimum must be at least 1, got {self.divisor} and {self.minimum}")
         for pattern in (self.include, self.exclude):
@@ -84,6 +107,7 @@ class Slicing:
         names = list(dict.fromkeys(s.choice for s in sized.values()))
         return Plan(
             choices=tuple(self._choice(name) for name in names),
+            gates={name: self._gate(name, sized, facts) for name in names} if self.gate else {},
             sites=tuple(Site(name, s.choice, " / ".join(map(str, s.sizes))) for name, s in sized.items()),
             rejections=tuple(rejections),
             sized=sized,
@@ -92,7 +116,7 @@ class Slicing:
     def rewrite(self, editor: Editor, plan: Plan) -> None:
         """Insert the decisions, then let the types do the rest."""
         for choice in plan.choices:
-            editor.add_choice(choice)
+            editor.add_choice(choice, plan.gates.get(choice.name))
         editor.resize(plan.sized)
 
     # -- planning -----------------------------------------------------------------------------
@@ -115,10 +139,27 @@ class Slicing:
             return f"it is multiplied with {partner}, which moves instead"
         if not self.embedding and is_normalized_stream(one, facts):
             return f"a residual stream under {one.mixed[0].how}: set embedding=True to slice it"
+        if self.gate and (reason := self._reason_against_gating(one, facts)):
+            return reason
         if len(set(self._sizes(one, facts))) == 1:
             rounding = f"divisor {self.divisor}, minimum {self.minimum}"
             return f"{one.dim.size} positions leave nothing to choose with {rounding}"
         return None
+
+    def _reason_against_gating(self, one: ElasticFacts, facts: Facts) -> str | None:
+        if facts.points.before[one.dim.name] <= self.start:
+            where = facts.points.points[self.start].name if facts.points.points[self.start :] else "any place"
+            return f"it is used before a gate could decide (at {where}); gate=False decides by policy"
+        if not one.maskable:
+            return f"{one.mixed[0].how} mixes it, so no gate can be trained by masks; gate=False slices it"
+        return None
+
+    def _gate(self, choice: str, sized: Mapping[str, Sized], facts: Facts) -> Gate:
+        """As late as what it decides allows, so that it reads the best features; one alone comes first."""
+        latest = min(facts.points.before[name] for name, one in sized.items() if one.choice == choice) - 1
+        point = facts.points.points[self.start if self.per == "model" else latest]
+        features = point.shape[point.channels - 1]
+        return Gate(point, self.hidden or max(16, features // 4), self.confidence)
 
     def _sizes(self, one: ElasticFacts, facts: Facts) -> tuple[int, ...]:
         """Kept positions per ratio: the channels they stand for are multiples of the divisor."""
@@ -132,7 +173,17 @@ class Slicing:
     def _choice_of(self, one: ElasticFacts, facts: Facts) -> str:
         if self.per == "stage":
             return f"{self.name}.stage{facts.stage_of[one.dim.name]}"
+        if self.per == "block":
+            return f"{self.name}.{self._block_of(one, facts)}"
         return f"{self.name}.{one.dim.name}" if self.per == "dim" else self.name
+
+    def _block_of(self, one: ElasticFacts, facts: Facts) -> str:
+        """The place where a dim is decided at the latest, by the branch that starts there if one does."""
+        before = facts.points.before[one.dim.name]
+        if before == 0:
+            return "start"
+        point = facts.points.points[before - 1]
+        return point.branch or point.name
 
     def _choice(self, name: str) -> Choice:
         rows = [tuple(float(i == j) for j in range(len(self.ratios))) for i in range(len(self.ratios))]

@@ -25,7 +25,7 @@ from tests.nets import Net
 Make = Callable[[], tuple[nn.Module, Any]]
 """A network of `tests.handmade`: returns a module and its example input."""
 
-FINE = "divisor=1, minimum=1"
+FINE = "divisor=1, minimum=1, gate=False"
 """Fields of a slicing pass under which every elastic dim of a small network has something to choose."""
 ALL = f"dsnet({FINE})"
 

@@ -99,7 +99,7 @@ def test_inputs_that_do_not_fit(example: Any) -> None:
 def test_integer_only_inputs_are_fine_for_a_model_that_eats_them() -> None:
     model, ids = handmade.decoder()
     with untouched(model):
-        dyn = dc.dynamize(model, "dsnet(divisor=2, minimum=2)", ids)
+        dyn = dc.dynamize(model, "dsnet(gate=False, divisor=2, minimum=2)", ids)
     assert torch.equal(dyn.eval()(ids), model.eval()(ids))
 
 
@@ -144,7 +144,7 @@ def test_model_with_nothing_to_slice_lists_why() -> None:
 def test_headless_model_is_sliced_inside_and_says_why_its_stream_is_not() -> None:
     model, example = handmade.headless()
     with untouched(model):
-        dyn = dc.dynamize(model, "dsnet(divisor=2, minimum=2)", example)
+        dyn = dc.dynamize(model, "dsnet(gate=False, divisor=2, minimum=2)", example)
     assert "it is part of the model's output" in dyn.explain()
 
 

@@ -103,7 +103,7 @@ def test_other_batch_sizes(make: Make, rows: int) -> None:
 @pytest.mark.parametrize("rows", [0, 1])
 def test_examples_of_no_or_one_row_do_not_fix_the_batch(rows: int) -> None:
     module, example = handmade.plain_cnn()
-    dyn = dc.dynamize(module.eval(), "dsnet(divisor=1, minimum=1)", example[:rows])
+    dyn = dc.dynamize(module.eval(), "dsnet(gate=False, divisor=1, minimum=1)", example[:rows])
     with torch.no_grad():
         assert torch.equal(module(example), dyn(example))
 
@@ -145,7 +145,7 @@ class Flagged(nn.Module):
 def test_constants_and_containers_among_the_arguments() -> None:
     module, x = Flagged(), torch.randn(2, 4)
     more = [torch.randn(2, 1), torch.randn(2, 1)]
-    dyn = dc.dynamize(module, "dsnet(divisor=1, minimum=1)", {"x": x, "more": more, "power": 2, "flag": True})
+    dyn = dc.dynamize(module, "dsnet(gate=False, divisor=1, minimum=1)", {"x": x, "more": more, "power": 2, "flag": True})
     assert torch.equal(module(x, more, 2, flag=True), dyn(x, more, 2, flag=True))
     with pytest.raises(dc.InputError, match="power was captured as 2, got 3"):
         dyn(x, more, 3, flag=True)
@@ -187,7 +187,7 @@ def test_state_round_trips_through_the_source() -> None:
 
 
 def test_deepcopy_is_independent() -> None:
-    dyn = subject(handmade.resnet).dynamic("dsnet(divisor=1, minimum=1)").train()
+    dyn = subject(handmade.resnet).dynamic("dsnet(gate=False, divisor=1, minimum=1)").train()
     dyn.policy = dc.Sampled(3)
     twin = copy.deepcopy(dyn)
     assert (twin.training, twin.policy) == (True, dc.Sampled(3))
@@ -218,7 +218,7 @@ def test_tied_parameters_stay_tied() -> None:
 def test_frozen_parameters_stay_frozen() -> None:
     module, example = handmade.plain_cnn()
     module[0].requires_grad_(False)  # pyright: ignore[reportIndexIssue]
-    dyn = dc.dynamize(module, "dsnet(divisor=1, minimum=1)", example)
+    dyn = dc.dynamize(module, "dsnet(gate=False, divisor=1, minimum=1)", example)
     frozen = {name for name, p in dyn.named_parameters() if not p.requires_grad}
     assert frozen == {"0.0.weight", "0.1.weight", "0.1.bias"}
     dyn.run(example, policy=dc.Smallest())[0].sum().backward()
@@ -231,7 +231,7 @@ def test_the_source_stays_as_it_was(make: Make) -> None:
     module.train()
     next(module.parameters()).grad = torch.ones_like(next(module.parameters()))
     before, modules = snapshot(module), [type(m) for m in module.modules()]
-    spec = "dsnet(divisor=1, minimum=1)"
+    spec = "dsnet(gate=False, divisor=1, minimum=1)"
     dyn = dc.dynamize(module, spec, example) if make is not handmade.buffer_constant else None
     DynamicModel(capture(module, *((example,), {}) if isinstance(example, Tensor) else ((), example)))
     assert same(snapshot(module), before)
@@ -271,7 +271,7 @@ def test_tensors_that_the_source_caches_are_not_poisoned() -> None:
     module, x = Caching().eval(), torch.randn(2, 4)
     with torch.no_grad():
         expected = module(x)
-    dyn = dc.dynamize(module, "dsnet(divisor=1, minimum=1)", x)
+    dyn = dc.dynamize(module, "dsnet(gate=False, divisor=1, minimum=1)", x)
     with torch.no_grad():
         assert torch.equal(module(x), expected)
         assert torch.equal(dyn(x), expected)
@@ -400,7 +400,7 @@ class Regions(nn.Module):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_regions_without_gradients_or_autocast(autocast: bool) -> None:
     module, x = Regions(), torch.randn(2, 4)
-    dyn = dc.dynamize(module, "dsnet(divisor=1, minimum=1)", x)
+    dyn = dc.dynamize(module, "dsnet(gate=False, divisor=1, minimum=1)", x)
     outputs = []
     for one in (module, dyn):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -453,7 +453,7 @@ def test_models_that_were_compiled_in_place() -> None:
     """Their copy is a plain module again."""
     module, example = handmade.plain_cnn()
     module.eval().compile(backend="eager")
-    dyn = dc.dynamize(module, "dsnet(divisor=1, minimum=1)", example)
+    dyn = dc.dynamize(module, "dsnet(gate=False, divisor=1, minimum=1)", example)
     assert torch.equal(dyn(example), subject(handmade.plain_cnn).module(example))
 
 

@@ -68,13 +68,13 @@ def test_version() -> None:
 def test_explain_prints_the_text() -> None:
     torch.manual_seed(0)
     model, example = conv_net(32)
-    done = run("explain", f"{NET}?width=32", "--method", "dsnet(per=dim)")
+    done = run("explain", f"{NET}?width=32", "--method", "dsnet(per=dim, gate=False)")
     assert done.exit_code == 0, done.output
-    assert done.stdout.strip() == dc.dynamize(model, "dsnet(per=dim)", example).explain()
+    assert done.stdout.strip() == dc.dynamize(model, "dsnet(per=dim, gate=False)", example).explain()
 
 
 def test_explain_as_json_composes_methods() -> None:
-    narrow, wide = "dsnet(include='^0')", "dsnet(exclude='^0', name=rest)"
+    narrow, wide = "dsnet(gate=False, include='^0')", "dsnet(gate=False, exclude='^0', name=rest)"
     done = run("explain", NET, "-m", narrow, "-m", wide, "--json")
     assert done.exit_code == 0, done.output
     found: dict[str, Any] = json.loads(done.stdout)
@@ -186,10 +186,10 @@ def test_module_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: p
 
 def test_convert_writes_what_load_reads(weights: Path, state: dict[str, Tensor], tmp_path: Path) -> None:
     target = tmp_path / "a" / "b"
-    done = run("convert", weights, "--arch", NET, "--method", "dsnet(minimum=4)", "-o", target)
+    done = run("convert", weights, "--arch", NET, "--method", "dsnet(gate=False, minimum=4)", "-o", target)
     assert done.exit_code == 0, done.output
     loaded = dc.load(target, source=conv_net()[0])
-    assert loaded.history == ("dsnet(minimum=4)",)
+    assert loaded.history == ("dsnet(gate=False, minimum=4)",)
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in state.items())
     assert json.loads((target / "program.json").read_text())["source"] == NET
     assert [path.name for path in target.parent.iterdir()] == ["b"]

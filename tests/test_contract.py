@@ -16,7 +16,7 @@ from torch import nn
 
 import dyncompile as dc
 from dyncompile import registry, zoo
-from dyncompile.runtime.model import compile_graph
+from dyncompile.runtime.compiled import compile_graph
 from dyncompile.verify import CHECKS, Check
 from tests import handmade
 from tests.nets import Net, networks
@@ -30,6 +30,15 @@ CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """More than the default, per method. The default itself may leave a tiny network nothing to choose."""
+
+DECIDING: Mapping[str, tuple[str, ...]] = {
+    "dsnet": (
+        "dsnet(divisor=1, minimum=1)",
+        "dsnet(per='block', divisor=1, minimum=1, embedding=True, hidden=4)",
+        "dsnet(per='stage', divisor=1, minimum=1)",
+    ),
+}
+"""Configurations with decision nets, per method."""
 
 COMPOSED = [
     [f"dsnet({FINE}, include='fc1|mlp|conv1')", f"dsnet({FINE}, exclude='fc1|mlp|conv1', name='rest')"],
@@ -49,6 +58,9 @@ FIXED: tuple[Make, ...] = (
     handmade.two_inputs,
 )
 
+WITHOUT_PLACE = (handmade.shuffle, handmade.two_inputs)
+"""Networks in which no decision net can stand before what it would decide."""
+
 THIRD_PARTY = (
     "timm:test_resnet",
     "timm:test_efficientnet",
@@ -63,7 +75,15 @@ THIRD_PARTY = (
 def pairs() -> list[tuple[Make, str]]:
     """Per method every network once, each with the method's next configuration."""
     turns = {method: CONFIGURATIONS.get(method, (method,)) for method in registry.methods()}
-    return [(make, turn[i % len(turn)]) for turn in turns.values() for i, make in enumerate(FIXED)]
+    found = [(make, turn[i % len(turn)]) for turn in turns.values() for i, make in enumerate(FIXED)]
+    able = [make for make in FIXED if make not in WITHOUT_PLACE]
+    return found + [(make, turn[i % len(turn)]) for turn in DECIDING.values() for i, make in enumerate(able)]
+
+
+@pytest.mark.parametrize("make", WITHOUT_PLACE)
+def test_networks_without_a_place_for_a_decision_net_say_so(make: Make) -> None:
+    with pytest.raises(dc.NoSiteError, match="before a gate could decide"):
+        subject(make).dynamic("dsnet(divisor=1, minimum=1)")
 
 
 @cache
@@ -121,11 +141,17 @@ def test_the_order_of_passes_does_not_matter_for_what_they_compute() -> None:
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(net=networks(), per=st.sampled_from(["model", "stage", "dim"]), embedding=st.booleans())
-def test_random_networks_hold_the_contract(net: Net, per: str, embedding: bool) -> None:
+@given(
+    net=networks(),
+    per=st.sampled_from(["model", "stage", "block", "dim"]),
+    embedding=st.booleans(),
+    gate=st.booleans(),
+)
+def test_random_networks_hold_the_contract(net: Net, per: str, embedding: bool, gate: bool) -> None:
     example = example_of(net)
+    fields = {"per": per, "embedding": embedding, "gate": gate and per != "dim"}
     try:
-        dyn = dc.dynamize(net.module, "dsnet", example, per=per, embedding=embedding, divisor=1, minimum=1)
+        dyn = dc.dynamize(net.module, "dsnet", example, **fields, divisor=1, minimum=1)
     except dc.NoSiteError:
         return  # some drawn networks have nothing elastic; that it is said so is tested elsewhere
     assert dc.verify(dyn, net.module, example, routes=1).passed

@@ -72,7 +72,7 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
 def _programs(name: str) -> tuple[Program, Program]:
     build, shape = CASES[name]
     before = capture(build(), (torch.randn(shape),))
-    spec = "dsnet(ratios=(0.5, 1.0), divisor=1, minimum=1)"
+    spec = "dsnet(gate=False, ratios=(0.5, 1.0), divisor=1, minimum=1)"
     return before, apply_passes(before, parse_specs(spec, {}))
 
 

@@ -22,7 +22,7 @@ from dyncompile.report.patterns import fold, patterns
 from dyncompile.report.sections import percent, quantity
 from tests import handmade
 
-SMALL = {"divisor": 2, "minimum": 2}
+SMALL = {"divisor": 2, "minimum": 2, "gate": False}
 
 
 @pytest.fixture(scope="module")

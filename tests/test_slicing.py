@@ -88,7 +88,7 @@ def _shared_queries(column: int) -> tuple[nn.Module, Cut]:
 CASES = {
     "residual": Case(
         oracles.Residual,
-        "dsnet(divisor=2, minimum=2)",
+        "dsnet(gate=False, divisor=2, minimum=2)",
         {
             "conv.weight[0]": (2, 4, 6, 8),
             "a.conv1.weight[0]": (4, 6, 10, 12),
@@ -126,7 +126,7 @@ CASES = {
     ),
     "heads": Case(
         oracles.Vit,
-        "dsnet(divisor=4, minimum=4)",
+        "dsnet(gate=False, divisor=4, minimum=4)",
         {f"blocks.{i}.qkv.weight[0].0": (1, 2, 3, 4) for i in (0, 1)}
         | {f"blocks.{i}.fc1.weight[0]": (8, 12, 20, 24) for i in (0, 1)},
         _heads,
@@ -141,7 +141,7 @@ CASES = {
     ),
     "key heads and embedding": Case(
         oracles.Decoder,
-        "dsnet(divisor=4, minimum=4, embedding=True)",
+        "dsnet(gate=False, divisor=4, minimum=4, embedding=True)",
         {"norm1[0]": (4, 8, 8, 12), "q.weight[0].0": (1, 2, 3, 4), "gate.weight[0]": (4, 12, 16, 20)},
         _key_heads,
     ),
@@ -383,7 +383,7 @@ def widths() -> tuple[nn.Module, Tensor]:
     ],
 )
 def test_rounding(fields: str, expected: dict[int, tuple[int, ...]]) -> None:
-    sized = subject(widths).dynamic(f"dsnet({fields})").program.sized
+    sized = subject(widths).dynamic(f"dsnet(gate=False, {fields})").program.sized
     found = {one.sizes[-1]: one.sizes for one in sized.values()}
     assert {n: found[n] for n in expected} == expected
     assert all(1 <= n <= sizes[-1] for sizes in found.values() for n in sizes)
@@ -396,7 +396,7 @@ def test_heads_round_by_the_channels_that_they_stand_for(
     divisor: int, expected: tuple[int, ...] | None
 ) -> None:
     """Three heads of four channels: a head is four channels wide."""
-    dyn = subject(handmade.vit).dynamic(f"dsnet(divisor={divisor}, minimum=4)")
+    dyn = subject(handmade.vit).dynamic(f"dsnet(gate=False, divisor={divisor}, minimum=4)")
     sized = dyn.program.sized.get("blocks.0.qkv.weight[0].0")
     assert (None if sized is None else sized.sizes) == expected
 
@@ -483,7 +483,7 @@ def unread() -> tuple[nn.Module, Tensor]:
     ],
 )
 def test_rejections_say_why(make: Make, fields: str, name: str, reason: str) -> None:
-    (plan,) = subject(make).dynamic(f"dsnet({fields})").plans
+    (plan,) = subject(make).dynamic(f"dsnet(gate=False, {fields})").plans
     assert {r.name: r.reason for r in plan.rejections}[name] == reason
 
 

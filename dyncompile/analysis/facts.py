@@ -15,9 +15,10 @@ from dyncompile.analysis.dims.call import flat_types
 from dyncompile.analysis.dims.dead import dead_dims
 from dyncompile.analysis.dims.facts import DimFacts, GraphDims, dim_facts
 from dyncompile.analysis.macs import MacsFacts, macs_facts
+from dyncompile.analysis.points import PointFacts, find_points
 from dyncompile.analysis.regions import Regions, find_regions, stages
 from dyncompile.program import Program
-from dyncompile.runtime.ops import DECISIONS
+from dyncompile.runtime.ops import DECISIONS, FOLDABLE
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Facts:
         regions: residual branches and the trunk of the evaluation graph.
         macs: multiply-accumulates per node as polynomials in elastic dims.
         dead: elastic dims that nothing reads; a static network does without them.
+        points: where decisions can be taken, and which of them come before each elastic dim.
         stage_of: elastic name -> stage index (a run of the trunk at one resolution).
         parameters: parameter name -> number of elements.
     """
@@ -37,6 +39,7 @@ class Facts:
     regions: Regions
     macs: MacsFacts
     dead: frozenset[str]
+    points: PointFacts
     stage_of: Mapping[str, int]
     parameters: Mapping[str, int]
 
@@ -75,6 +78,7 @@ def analyze(program: Program) -> Facts:
         regions=regions,
         macs=macs_facts(graph, dims.graphs["eval"]),
         dead=dead_dims(program, dims),
+        points=find_points(program, dims, regions, FOLDABLE),
         stage_of=_elastic_stages(
             graph, dims, stages(graph, regions, _resolution(dims.graphs["eval"]), DECISIONS)
         ),

@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 from dyncompile.deploy.calling import adopt_signature
 from dyncompile.deploy.fold import fold
 from dyncompile.errors import RouteError
+from dyncompile.gate import without_gates
 from dyncompile.policies import Forced
 from dyncompile.program import Mode, Program, Route
 from dyncompile.resize import Resizer, restore_reads
-from dyncompile.rewrite import copy_graph
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import Group, group_rows, plan_route
 from dyncompile.state import put_state, state_tensors
@@ -51,24 +51,22 @@ def specialize(dyn: DynamicModel, route: Route, *, mode: Mode = "eval") -> fx.Gr
 
 
 def _without_dead_dims(dyn: DynamicModel, group: Group, mode: Mode) -> fx.Graph:
-    """The graph of one mode; dims that nothing reads are narrowed to nothing."""
-    graph = dyn.program.graphs[mode]
+    """The graph of one mode without decision nets; dims that nothing reads are narrowed to nothing."""
+    graph = without_gates(dyn.program.graphs[mode])
     dead = {name: 0 for name in dyn.facts.dead if name not in dyn.program.sized}
     if not dead:
         return graph
-    graph = copy_graph(graph)
-    last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
     restore_reads(graph)
     dims, sized = dyn.facts.dims, dyn.program.sized
     sizes = {name: one.sizes[group.decisions[one.choice].index] for name, one in sized.items()}
-    resizer = Resizer(graph, dims.graphs[mode], dims.state, {**sizes, **dead}, last_input)
+    resizer = Resizer(graph, dims.graphs[mode], dims.state, {**sizes, **dead})
     resizer.run(dims.statistics, lambda node: None)
     return graph
 
 
 def _single(program: Program, route: Route) -> Group:
     rows = max((value.shape[0] for value in route.values()), default=1)
-    groups = group_rows(plan_route(Forced(route), program.choices, rows), rows)
+    groups = group_rows(plan_route(Forced(route), program.choices, rows), program.choices, rows)
     if len(groups) != 1:
         raise RouteError(
             f"the route holds {len(groups)} different rows, a static network has one",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,13 +14,36 @@ from dyncompile.analysis.dims.algebra import BATCH
 from dyncompile.analysis.dims.call import Type
 from dyncompile.analysis.facts import Facts, analyze
 from dyncompile.cost import Macs
-from dyncompile.errors import InputError
+from dyncompile.errors import InputError, RouteError
+from dyncompile.gate import without_gates
 from dyncompile.plan import Plan
 from dyncompile.policies import Full, Learned, Policy, route_of
-from dyncompile.program import MODES, Choice, Mode, Program, Route
-from dyncompile.runtime.steering import Group, group_rows, plan_route
+from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Route
+from dyncompile.runtime import ops
+from dyncompile.runtime.compiled import GraphForward, compile_graph
+from dyncompile.runtime.dense import densify, unmaskable
+from dyncompile.runtime.segments import Segment, cut
+from dyncompile.runtime.sparse import SparseRun
+from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
+from dyncompile.state import GATES
 
-GraphForward = Callable[..., Sequence[Any]]
+Execution = Literal["auto", "sparse", "dense"]
+"""How a batch of mixed decisions runs: rows grouped by decision, or masked; see `DynamicModel.record`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a run gave and what was decided on the way.
+
+    Attributes:
+        output: the source's output structure.
+        route: decisions [B, width] of every choice; where gradients are on they carry them.
+        logits: outputs [B, width] of the decision nets that were asked.
+    """
+
+    output: Any
+    route: Route
+    logits: Mapping[str, Tensor]
 
 
 class DynamicModel(nn.Module):
@@ -40,13 +63,17 @@ class DynamicModel(nn.Module):
         # The state's own dictionaries: whatever `.to()` or a load replaces in one is replaced in the other.
         for attribute in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, attribute, getattr(program.state, attribute))
-        self._forwards = {mode: compile_graph(program.graphs[mode], mode) for mode in MODES}
+        plain: dict[Mode, fx.Graph] = {mode: without_gates(program.graphs[mode]) for mode in MODES}
+        self._plain = plain
+        self._forwards = {mode: compile_graph(plain[mode], mode) for mode in MODES}
+        self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
+        self._dense: dict[Mode, GraphForward] = {}
 
     # -- running ------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The source's output structure, decided by `self.policy`."""
-        return self._run(self.policy, args, kwargs)[0]
+        return self.record(*args, policy=self.policy, **kwargs).output
 
     def run(self, *args: Any, policy: Policy, **kwargs: Any) -> tuple[Any, Route]:
         """(output, route): the route holds the decisions [B, width] of every choice.
@@ -55,32 +82,87 @@ class DynamicModel(nn.Module):
             InputError: the inputs do not fit what was captured.
             RouteError: a forced route does not fit the batch or a choice's domain.
         """
-        return self._run(policy, args, kwargs)
+        record = self.record(*args, policy=policy, **kwargs)
+        return record.output, record.route
 
-    def _run(self, policy: Policy, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Route]:
+    def record(self, *args: Any, policy: Policy, execution: Execution = "auto", **kwargs: Any) -> Record:
+        """Run with a policy; output, route and the logits of decision nets.
+
+        Args:
+            *args, **kwargs: the source's arguments.
+            policy: who decides.
+            execution: "sparse" groups rows by decision and runs each group at its own sizes; "dense" runs all
+                rows at full size and masks what decisions drop, so that gradients reach decision nets. They
+                agree on hard decisions. "auto" is dense where a decision net is being trained.
+
+        Raises:
+            InputError: the inputs do not fit what was captured.
+            RouteError: a forced route does not fit the batch or a choice's domain, or cannot be masked.
+        """
         flat = self.program.signature.flatten(args, kwargs)
         rows = self.program.signature.rows(flat)
-        route = plan_route(policy, self.program.choices, rows)
-        groups = group_rows(route, rows)
-        if len(groups) == 1:
-            outputs: Sequence[Any] = self._run_group(groups[0], flat)
-        else:
-            parts = [self._run_group(group, self._select(flat, group)) for group in groups]
-            outputs = self._merge(parts, torch.cat([group.rows for group in groups]))
-        return self.program.signature.unflatten(outputs), route
+        check_names(policy, self.choices)
+        asks = policy.reads_gates and bool(self.gated)
+        if execution == "dense" or (execution == "auto" and asks and self._trains_gates()):
+            return self._run_dense(flat, rows, policy)
+        planned: Route = {} if asks else plan_route(policy, self.choices, rows)
+        if not asks and len(groups := group_rows(planned, self.choices, rows)) == 1:
+            outputs = self._forwards[self.mode](self.program.state, groups[0], *flat)
+            return Record(self.program.signature.unflatten(outputs), planned, {})
+        return self._run_sparse(flat, rows, policy, planned)
 
-    def _run_group(self, group: Group, flat: Sequence[Any]) -> Sequence[Any]:
-        return self._forwards[self.mode](self.program.state, group, *flat)
+    def _trains_gates(self) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        return any(p.requires_grad for name, p in self.named_parameters() if name.startswith(f"{GATES}."))
 
-    def _select(self, flat: Sequence[Any], group: Group) -> list[Any]:
-        leaves = self.program.signature.leaves
-        return [
-            value.index_select(0, group.rows.to(value.device)) if leaf.batched else value
-            for leaf, value in zip(leaves, flat, strict=True)
-        ]
+    def _run_dense(self, flat: Sequence[Any], rows: int, policy: Policy) -> Record:
+        if self.unmaskable:
+            name, how = next(iter(self.unmaskable.items()))
+            raise RouteError(
+                f"{name} cannot be masked: {how} mixes its positions",
+                fix='run with execution="sparse"',
+            )
+        if self.mode not in self._dense:
+            self._dense[self.mode] = compile_graph(
+                densify(self.program, self.facts.dims, self.mode), f"dense {self.mode}"
+            )
+        steering = Deciding(policy, self.choices, torch.arange(rows))
+        outputs = self._dense[self.mode](self.program.state, steering, *flat)
+        return Record(self.program.signature.unflatten(outputs), steering.route, steering.logits)
+
+    def _run_sparse(self, flat: Sequence[Any], rows: int, policy: Policy, planned: Route) -> Record:
+        run = SparseRun(
+            self._cut(asks=policy.reads_gates), self.facts.dims.graphs[self.mode].types, self.choices
+        )
+        done = run.run(self.program.state, dict(zip(self._inputs, flat, strict=True)), rows, policy, planned)
+        outputs = self._merge([out for _, out in done.parts], torch.cat([at for at, _ in done.parts]))
+        return Record(self.program.signature.unflatten(outputs), done.route, done.logits)
+
+    def _cut(self, *, asks: bool) -> list[Segment]:
+        """The segments of the present mode's graph, with or without its decision nets."""
+        key = self.mode, asks
+        if key not in self._segments:
+            graph = self.program.graphs[self.mode] if asks else self._plain[self.mode]
+            types = self.facts.dims.graphs[self.mode].types
+            self._segments[key] = cut(graph, types, self.program.sized)
+        return self._segments[key]
+
+    @cached_property
+    def _inputs(self) -> list[str]:
+        """Names of the flat inputs; both graphs agree on them."""
+        nodes = [node for node in self.program.graphs["eval"].nodes if node.op == "placeholder"]
+        return [node.name for node in nodes if node.target != POLICY]
+
+    @cached_property
+    def unmaskable(self) -> Mapping[str, str]:
+        """Sliced dims that masked execution cannot stand for -> the operator that mixes their positions."""
+        return unmaskable(self.facts.dims, self.program.sized)
 
     def _merge(self, parts: Sequence[Sequence[Any]], rows: Tensor) -> list[Any]:
         """Outputs of all groups in the order of the batch."""
+        if len(parts) == 1:
+            return list(parts[0])
         order = torch.empty_like(rows)
         order[rows] = torch.arange(len(rows))
         types = self._output_types[self.mode]
@@ -100,6 +182,12 @@ class DynamicModel(nn.Module):
     def choices(self) -> Mapping[str, Choice]:
         """Decision points by name."""
         return self.program.choices
+
+    @cached_property
+    def gated(self) -> tuple[str, ...]:
+        """Choices that have a decision net."""
+        nodes = [node for node in self.program.graphs["eval"].nodes if node.target is ops.decide]
+        return tuple(str(node.args[1]) for node in nodes if len(node.args) > 2)
 
     @property
     def history(self) -> tuple[str, ...]:
@@ -167,16 +255,6 @@ class DynamicModel(nn.Module):
         memo[id(self)] = new
         new.policy = self.policy
         return new.train(self.training)
-
-
-def compile_graph(graph: fx.Graph, name: str) -> GraphForward:
-    """A graph as a Python function of (state, policy, *flat inputs), with source lines in tracebacks."""
-    code = graph.python_code("self")
-    namespace: dict[str, Any] = dict(code.globals)
-    filename = f"<dyncompile {name} graph {id(graph):x}>"
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
-    exec(compile(code.src, filename, "exec"), namespace)
-    return cast(GraphForward, namespace["forward"])
 
 
 def _merge_one(values: list[Any], found: Type, order: Tensor) -> Any:

@@ -26,6 +26,11 @@ Ints, ``("x", operand, size)`` for a size operand, ``("+", *patterns)`` for a su
 class Steering(Protocol):
     """What stands behind the graph's `policy` input while it runs."""
 
+    @property
+    def rows(self) -> Tensor:
+        """Positions in the batch of the rows that run: int64 [n]."""
+        ...
+
     def decide(self, name: str, features: Sequence[Tensor]) -> Decision:
         """The decision of one choice for the rows that run."""
         ...
@@ -34,6 +39,11 @@ class Steering(Protocol):
 def decide(policy: Steering, name: str, *features: Tensor) -> Decision:
     """The decision of choice `name`, taken by the policy that steers this run."""
     return policy.decide(name, features)
+
+
+def row_count(policy: Steering) -> int:
+    """How many rows run."""
+    return len(policy.rows)
 
 
 def extent(decision: Decision, sizes: tuple[int, ...]) -> int:

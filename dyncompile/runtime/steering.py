@@ -1,21 +1,21 @@
-"""How a batch of mixed decisions runs: rows are grouped by route, each group runs once at its own sizes."""
+"""What stands behind a graph's `policy` input: groups of rows, or rows that are decided on the way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dyncompile.errors import RouteError
 from dyncompile.policies import Forced, Policy
-from dyncompile.program import Choice, Decision, Route
+from dyncompile.program import Choice, Decision, Domain, Route
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of the batch that share a route: their positions [n] and one decision per choice."""
+    """Rows of the batch that take the same way: their positions [n] and one decision per choice."""
 
     rows: Tensor
     decisions: Mapping[str, Decision]
@@ -25,27 +25,76 @@ class Group:
         return self.decisions[name]
 
 
-def plan_route(policy: Policy, choices: Mapping[str, Choice], rows: int) -> Route:
-    """Decisions of every choice for a batch, checked against the choices' names and domains."""
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """Decides for all rows at once, while the graph runs, and keeps what it decided."""
+
+    policy: Policy
+    choices: Mapping[str, Choice]
+    rows: Tensor
+    route: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    logits: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def decide(self, name: str, features: Sequence[Tensor]) -> Decision:
+        """A decision with a row per sample, which only masked execution can carry out."""
+        logits = features[0] if features and self.policy.reads_gates else None
+        self.route[name] = self.policy.decide(self.choices[name], len(self.rows), logits)
+        if logits is not None:
+            self.logits[name] = logits
+        return Decision(self.route[name], -1)
+
+
+def check_names(policy: Policy, choices: Mapping[str, Choice]) -> None:
+    """A forced route names choices of the model. Raises RouteError."""
     unknown = sorted(set(policy.route) - set(choices)) if isinstance(policy, Forced) else []
     if unknown:
         raise RouteError(f"no choice is named {unknown}", fix=f"choices are: {sorted(choices)}")
+
+
+def plan_route(policy: Policy, choices: Mapping[str, Choice], rows: int) -> Route:
+    """Decisions that need no decision net, checked against the choices' names and domains."""
+    check_names(policy, choices)
     return {name: choice.check(policy.decide(choice, rows, None)) for name, choice in choices.items()}
 
 
-def group_rows(route: Route, rows: int) -> list[Group]:
-    """Groups of equal routes in order of first appearance; a single group for an empty or uniform batch."""
-    if not route or rows == 0:
-        return [Group(torch.arange(rows), {name: _decision(values) for name, values in route.items()})]
-    table = torch.cat([values for values in route.values()], dim=1)
-    keys: list[list[float]] = table.tolist()  # pyright: ignore
+def group_rows(route: Route, choices: Mapping[str, Choice], rows: int) -> list[Group]:
+    """Groups of rows that take the same way, in order of first appearance; one group for an empty batch."""
+    whole = Group(torch.arange(rows), {name: decision_of(values) for name, values in route.items()})
+    return split_rows(whole, [(choices[name], values) for name, values in route.items()])
+
+
+def split_rows(group: Group, decided: Sequence[tuple[Choice, Tensor]]) -> list[Group]:
+    """Parts of a group by new decisions: choice and rows [n, width]. Positions count within the group."""
+    keys = [key for choice, values in decided if (key := _way(choice, values)) is not None]
+    count = len(group.rows)
+    if not keys or count == 0:
+        return [Group(torch.arange(count), {c.name: decision_of(values) for c, values in decided})]
     at_of: dict[tuple[float, ...], list[int]] = {}
-    for position, key in enumerate(keys):
+    table: list[list[float]] = torch.cat(keys, dim=1).tolist()  # pyright: ignore
+    for position, key in enumerate(table):
         at_of.setdefault(tuple(key), []).append(position)
     members = [torch.tensor(positions) for positions in at_of.values()]
-    return [Group(at, {name: _decision(values[at]) for name, values in route.items()}) for at in members]
+    return [Group(at, {c.name: decision_of(_taken(v, at)) for c, v in decided}) for at in members]
 
 
-def _decision(rows: Tensor) -> Decision:
-    """A decision whose rows are all the same; column 0 where there is no row to ask."""
+def _way(choice: Choice, values: Tensor) -> Tensor | None:
+    """What of a decision tells how a row runs: gains run alike where the same are zero, mixtures always."""
+    if choice.domain is Domain.SIMPLEX:
+        return None
+    plain = values.detach().cpu()
+    return (plain > 0).float() if choice.domain is Domain.GAINS else plain
+
+
+def way_of(choice: Choice, decision: Decision) -> tuple[float, ...]:
+    """What tells groups apart that a decision was taken for."""
+    key = _way(choice, decision.rows[:1])
+    return () if key is None or not len(key) else tuple(key[0].tolist())  # pyright: ignore
+
+
+def _taken(values: Tensor, at: Tensor) -> Tensor:
+    return values if len(at) == len(values) else values[at.to(values.device)]
+
+
+def decision_of(rows: Tensor) -> Decision:
+    """A decision whose rows all run alike; column 0 where there is no row to ask."""
     return Decision(rows, int(rows[0].argmax()) if len(rows) else 0)

@@ -35,12 +35,18 @@ def randomize(model: Model, seed: int = 0, inputs: Inputs | None = None) -> Mode
     become those of ``inputs`` (by default what `example_inputs` finds, if anything), each moved a little.
     """
     random = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.numel() and _is_constant(parameter):
-            parameter.copy_(_replacement(name, parameter, random))
+    randomize_constants(model, random)
     if _norms(model):
         _measure(model, random, inputs or _found(model, seed))
     return model
+
+
+@torch.no_grad()
+def randomize_constants(model: nn.Module, random: torch.Generator) -> None:
+    """Only the parameters' part of `randomize`."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel() and _is_constant(parameter):
+            parameter.copy_(_replacement(name, parameter, random))
 
 
 def _norms(model: nn.Module) -> list[Any]:

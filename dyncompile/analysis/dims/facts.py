@@ -50,6 +50,11 @@ class ElasticFacts:
         """Whether masking positions equals removing them (no norm, softmax or mean runs over the dim)."""
         return not self.mixed
 
+    @property
+    def maskable(self) -> bool:
+        """Whether masked execution can stand for removing positions: layer norms can leave them out."""
+        return all(one.how == "layer norm" for one in self.mixed)
+
 
 @dataclass(frozen=True, slots=True)
 class FrozenAxis:

@@ -36,7 +36,7 @@ from dyncompile.analysis.dims.environment import Environment
 from dyncompile.analysis.dims.rules import find_rule
 from dyncompile.errors import RuleError
 from dyncompile.program import Mode, Program, source_line
-from dyncompile.state import CONSTANTS, state_tensors
+from dyncompile.state import CONSTANTS, GATES, state_tensors
 from dyncompile.torchlib import is_composite, is_several, items, map_nodes, schema_of, tensors_in
 
 _INFERENCE_ORDER: tuple[Mode, ...] = ("train", "eval")
@@ -104,6 +104,7 @@ def _infer(program: Program, order: tuple[Mode, ...]) -> Inference:
         if turn:
             result.disagreements += _later_bindings(env, before, result.state)
     _freeze_unread(result, used)
+    _freeze_decision_nets(result)
     return result
 
 
@@ -144,6 +145,13 @@ def _freeze_unread(result: Inference, used: set[str]) -> None:
             result.unread.append(name)
         for dim in dims:
             result.env.freeze(dim, "no captured graph reads this tensor")
+
+
+def _freeze_decision_nets(result: Inference) -> None:
+    """What only decision nets carry keeps its size; features that they read move with the network."""
+    for atom, carriers in free_atoms(result).items():
+        if all(name.startswith(f"{GATES}.") for name, _ in carriers):
+            result.env.freeze((atom,), "it is part of a decision net")
 
 
 class _Walk:

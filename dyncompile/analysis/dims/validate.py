@@ -18,9 +18,8 @@ from dyncompile.analysis.dims.algebra import Widths, active, resized
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.facts import Facts
 from dyncompile.errors import ContractError
-from dyncompile.program import Mode, Program
+from dyncompile.program import Mode, Program, copy_graph
 from dyncompile.resize import Resizer
-from dyncompile.rewrite import copy_graph
 from dyncompile.state import state_tensors
 from dyncompile.torchlib import tensors_in
 
@@ -40,8 +39,7 @@ def zero_equivalent(facts: Facts) -> list[str]:
 def narrowed_graph(program: Program, facts: Facts, widths: Widths, mode: Mode) -> fx.Graph:
     """The graph of `mode` at fixed widths; it still reads the full state."""
     graph = copy_graph(program.graphs[mode])
-    last_input = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    resizer = Resizer(graph, facts.dims.graphs[mode], facts.dims.state, widths, last_input)
+    resizer = Resizer(graph, facts.dims.graphs[mode], facts.dims.state, widths)
     resizer.run(facts.dims.statistics, lambda node: None)
     return graph
 

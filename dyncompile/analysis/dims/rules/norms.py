@@ -36,7 +36,8 @@ def layer_norm(call: Call) -> Type:
             for dim, other in zip(inner, call.type(name), strict=True):
                 call.env.unify(dim, other)
     inner = tuple(map(call.env.normal, inner))
-    call.normalizes(inner, "layer norm")
+    kind = "RMS norm" if "rms" in str(call.node.target) else "layer norm"
+    call.normalizes(inner, kind if rank == 1 else f"{kind} over several axes")
     call.rewrite(normalized_shape=[Size(dim) for dim in inner])
     if "native" not in str(call.node.target):
         return x

@@ -1,0 +1,111 @@
+"""Decision nets: small networks in the graph that read a value of the trunk and give a choice's logits.
+
+    h = relu(W1 . mean over positions of x + b1)        x [B, ..., C, ...] -> h [B, hidden]
+    logits = W2 . h + b2                                [B, width]
+
+W2 starts at zero and b2 favors the full column, so that an untrained net reproduces the source. There is no
+batch norm in a decision net: a batch of one sample is what it decides for in the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dyncompile.analysis.points import Point
+from dyncompile.errors import SpecError
+from dyncompile.program import Choice, copy_graph
+from dyncompile.runtime import ops
+from dyncompile.torchlib import fake_copy, nodes_in
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A decision net to insert.
+
+    Attributes:
+        point: the value that it reads.
+        hidden: width of its hidden layer.
+        confidence: probability of the full column before training, in (0, 1).
+    """
+
+    point: Point
+    hidden: int
+    confidence: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or not 0 < self.confidence < 1:
+            raise SpecError(f"a gate needs hidden >= 1 and confidence in (0, 1), got {self}")
+
+    def parameters(self, choice: Choice) -> dict[str, nn.Parameter]:
+        """Initial parameters by layer; random ones depend on the choice's name alone."""
+        features = self.point.shape[self.point.channels - 1]
+        digest = hashlib.sha256(choice.name.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        bound = 1 / math.sqrt(features)
+        return {
+            "reduce.weight": nn.Parameter(_uniform((self.hidden, features), bound, generator)),
+            "reduce.bias": nn.Parameter(_uniform((self.hidden,), bound, generator)),
+            "head.weight": nn.Parameter(torch.zeros(choice.width, self.hidden)),
+            "head.bias": nn.Parameter(_initial_bias(choice, self.confidence)),
+        }
+
+
+def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) * (2 * bound) - bound
+
+
+def _initial_bias(choice: Choice, confidence: float) -> Tensor:
+    """Logits at which the columns of the full row have probability `confidence`."""
+    full = torch.tensor(choice.full)
+    return full * math.log(confidence * max(choice.width - 1, 1) / (1 - confidence))
+
+
+def insert_gate(
+    graph: fx.Graph, at: fx.Node, gate: Gate, read: Callable[[fx.Graph, str], fx.Node]
+) -> fx.Node:
+    """Insert a decision net right after node `at`; `read` makes a node of a parameter. Returns the logits."""
+    with graph.inserting_after(at):
+        parameters = {
+            name: read(graph, name) for name in ("head.bias", "head.weight", "reduce.bias", "reduce.weight")
+        }
+    rank = len(gate.point.shape) + 1
+    positions = [axis for axis in range(1, rank) if axis != gate.point.channels]
+    x = at
+    if positions:
+        x = _call(graph, aten.mean.dim, (x, positions), after=parameters["head.bias"])
+    x = _call(graph, aten.linear.default, (x, parameters["reduce.weight"], parameters["reduce.bias"]))
+    x = _call(graph, aten.relu.default, (x,))
+    return _call(graph, aten.linear.default, (x, parameters["head.weight"], parameters["head.bias"]))
+
+
+def _call(graph: fx.Graph, target: Any, args: tuple[Any, ...], after: fx.Node | None = None) -> fx.Node:
+    """A call after its last operand, with its abstract value."""
+    anchors: list[fx.Node] = nodes_in(args) if after is None else [*nodes_in(args), after]
+    with graph.inserting_after(max(anchors)):
+        node = graph.call_function(target, args)
+    like = next(n.meta["val"] for n in nodes_in(args) if n.op != "get_attr")
+    node.meta["val"] = fake_copy(target, args, like)
+    return node
+
+
+def without_gates(source: fx.Graph) -> fx.Graph:
+    """A copy in which policies decide without logits, and nothing runs that only decisions read."""
+    graph = copy_graph(source)
+    deciding: set[fx.Node] = set()
+    for node in reversed(list(graph.nodes)):
+        if node.target is ops.decide:
+            deciding.update(n for n in node.all_input_nodes if n.op != "placeholder")
+            node.args = node.args[:2]
+        elif node in deciding and not node.users:
+            deciding.update(n for n in node.all_input_nodes if n.op != "placeholder")
+            graph.erase_node(node)
+    return graph

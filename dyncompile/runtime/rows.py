@@ -1,0 +1,49 @@
+"""Rows of a batch in typed tensors: take some, put parts together.
+
+The type says which axis holds the batch, and how many positions of it belong to one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dyncompile.analysis.dims.algebra import BATCH
+from dyncompile.analysis.dims.call import Type
+from dyncompile.torchlib import items
+
+
+def batch_axis(found: Type) -> int | None:
+    """The axis that has the batch as its outermost factor; None without one."""
+    dims = found if isinstance(found, tuple) else ()
+    return next((axis for axis, dim in enumerate(dims) if dim[:1] == (BATCH,)), None)
+
+
+def select_rows(value: Any, found: Type, index: Tensor, rows: int) -> Any:
+    """The given rows [n] of a value that holds `rows` of them; what has no batch axis stays as it is."""
+    if isinstance(found, list):
+        return [select_rows(v, f, index, rows) for v, f in zip(items(value), found, strict=True)]
+    axis = batch_axis(found)
+    if axis is None or not isinstance(value, Tensor):
+        return value
+    at = index.to(value.device)
+    if value.shape[axis] == rows:
+        return value.index_select(axis, at)
+    by_row = torch.unflatten(value, axis, (rows, -1))
+    return by_row.index_select(axis, at).flatten(axis, axis + 1)
+
+
+def join_rows(values: Sequence[Any], found: Type) -> Any:
+    """Parts of a value one behind the other along its batch; what has no batch axis is the same in all."""
+    if len(values) == 1:
+        return values[0]
+    if isinstance(found, list):
+        parts = zip(*map(items, values), strict=True)
+        return [join_rows(part, f) for part, f in zip(parts, found, strict=True)]
+    axis = batch_axis(found)
+    if axis is None or not isinstance(values[0], Tensor):
+        return values[0]
+    return torch.cat(list(values), axis)

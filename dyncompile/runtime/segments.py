@@ -1,0 +1,198 @@
+"""A graph cut at its decisions, so that rows can part at each and meet again where nothing tells them apart.
+
+A segment starts with decisions and runs up to the next one. Values that cross a cut are passed on; what
+depends on parameters, decisions and sizes alone is computed again where it is needed. A choice stays *alive*
+as long as later work or a value that crosses depends on it: rows that differ in none of the choices alive at
+a cut go on together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from dyncompile.analysis.dims.algebra import BATCH, elastics
+from dyncompile.analysis.dims.call import Type, flat_types
+from dyncompile.analysis.flow import carries_tensor
+from dyncompile.program import POLICY, Sized
+from dyncompile.runtime import ops
+from dyncompile.runtime.compiled import GraphForward, compile_graph
+from dyncompile.runtime.rows import batch_axis
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What runs between two cuts.
+
+    Attributes:
+        choices: what is decided at its start.
+        logits: choice -> the value that holds the output of its decision net.
+        takes, gives: values that it reads from earlier segments, and those that later ones read from it.
+        alive: earlier choices that this or a later segment depends on.
+        live: values that this or a later segment reads; others can be forgotten.
+        forward: ``(state, policy, *takes)`` -> gives, or the outputs in the last segment.
+    """
+
+    choices: tuple[str, ...]
+    logits: Mapping[str, str]
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+    alive: frozenset[str]
+    live: frozenset[str]
+    forward: GraphForward
+
+
+def cut(graph: fx.Graph, types: Mapping[str, Type], sized: Mapping[str, Sized]) -> list[Segment]:
+    """The segments of a graph; a single one where nothing is decided after the inputs."""
+    return _Cutter(graph, types, sized).segments()
+
+
+class _Cutter:
+    def __init__(self, graph: fx.Graph, types: Mapping[str, Type], sized: Mapping[str, Sized]) -> None:
+        self._graph, self._types, self._sized = graph, types, sized
+        self._home: dict[fx.Node, int] = {}
+        self._decisions: list[list[fx.Node]] = [[]]
+        self._place()
+        self._pieces = [_Piece(self, index) for index in range(len(self._decisions))]
+
+    def _place(self) -> None:
+        """Give every node its segment: decisions with no work between them are taken together."""
+        worked = False
+        for node in self._graph.nodes:
+            if node.target is ops.decide:
+                if worked:
+                    self._decisions.append([])
+                    worked = False
+                self._decisions[-1].append(node)
+            elif node.op != "placeholder" and not self.is_light(node):
+                worked = True
+            self._home[node] = len(self._decisions) - 1
+
+    def is_light(self, node: fx.Node) -> bool:
+        """Whether a node is computed again where it is needed: state, decisions, sizes, narrowed state."""
+        if node.op == "get_attr" or node.target in ops.FOLDABLE:
+            return True
+        return node.op == "call_function" and not carries_tensor(node) and node.target is not ops.put
+
+    def home(self, node: fx.Node) -> int:
+        """The segment that computes a node; inputs come before the first."""
+        return -1 if node.op == "placeholder" else self._home[node]
+
+    def is_batch_size(self, node: fx.Node) -> bool:
+        """Whether a node reads the number of rows from a tensor."""
+        if node.target is not aten.sym_size.int:
+            return False
+        source, axis = node.args
+        found = self._types.get(source.name) if isinstance(source, fx.Node) else None
+        return isinstance(found, tuple) and isinstance(axis, int) and found[axis] == (BATCH,)
+
+    def nodes_of(self, index: int) -> list[fx.Node]:
+        """The nodes that a segment computes whether or not something asks for them."""
+        heavy = [n for n in self._graph.nodes if n.op != "placeholder" and not self.is_light(n)]
+        return [node for node in heavy if self._home[node] == index]
+
+    def segments(self) -> list[Segment]:
+        """All segments, compiled."""
+        logits = [
+            {str(d.args[1]): d.all_input_nodes[1] for d in decisions if len(d.args) > 2}
+            for decisions in self._decisions
+        ]
+        asked = [{*piece.inputs, *found.values()} for piece, found in zip(self._pieces, logits, strict=True)]
+        out: list[Segment] = []
+        for index, piece in enumerate(self._pieces):
+            later = set[Any]().union(*asked[index + 1 :])
+            gives = [node for node in self.nodes_of(index) if node in later]
+            live = {n for n in set[Any]().union(*asked[index:]) if self.home(n) < index}
+            out.append(
+                Segment(
+                    choices=tuple(str(d.args[1]) for d in self._decisions[index]),
+                    logits={choice: str(node) for choice, node in logits[index].items()},
+                    takes=tuple(node.name for node in piece.inputs),
+                    gives=tuple(node.name for node in gives),
+                    alive=self._alive(index, live),
+                    live=frozenset(node.name for node in live),
+                    forward=piece.compiled(gives),
+                )
+            )
+        return out
+
+    def _alive(self, index: int, live: set[fx.Node]) -> frozenset[str]:
+        earlier = {str(d.args[1]) for decisions in self._decisions[:index] for d in decisions}
+        used = {name for piece in self._pieces[index:] for name in piece.decisions}
+        for node in live:
+            found = self._types.get(node.name)
+            used |= {self._sized[e].choice for e in _moving(found) if e in self._sized}
+            if all(batch_axis(one) is None for one in flat_types(found)):
+                used |= _decided_by(node)
+        return frozenset(used & earlier)
+
+
+class _Piece:
+    """The graph of one segment while it is built."""
+
+    def __init__(self, cutter: _Cutter, index: int) -> None:
+        self._cutter, self._index = cutter, index
+        self._graph = fx.Graph()
+        self._policy = self._graph.placeholder(POLICY)
+        self._env: dict[fx.Node, fx.Node] = {}
+        self._last_input = self._policy
+        self.inputs: dict[fx.Node, fx.Node] = {}
+        self.decisions: set[str] = set()
+        for node in cutter.nodes_of(index):
+            self._copy(node)
+
+    def _operand(self, node: fx.Node) -> fx.Node:
+        if node not in self._env:
+            if node.op == "placeholder" and node.target == POLICY:
+                return self._policy
+            if self._cutter.is_batch_size(node):
+                self._env[node] = self._graph.call_function(ops.row_count, (self._policy,))
+            elif self._cutter.is_light(node):
+                self._copy(node)
+            else:
+                self._take(node)
+        return self._env[node]
+
+    def _copy(self, node: fx.Node) -> None:
+        if node.target is ops.decide:
+            self.decisions.add(str(node.args[1]))
+            self._env[node] = self._graph.call_function(ops.decide, (self._policy, node.args[1]))
+            return
+        for operand in node.all_input_nodes:
+            self._operand(operand)
+        self._env[node] = self._graph.node_copy(node, self._env.__getitem__)
+
+    def _take(self, node: fx.Node) -> None:
+        with self._graph.inserting_after(self._last_input):
+            self._last_input = self._graph.placeholder(node.name)
+        self.inputs[node] = self._env[node] = self._last_input
+
+    def compiled(self, gives: Sequence[fx.Node]) -> GraphForward:
+        """The segment as a function; the last one returns the graph's outputs."""
+        if not any(node.op == "output" for node in self._graph.nodes):
+            self._graph.output(tuple(self._env[node] for node in gives))
+        self._graph.lint()
+        return compile_graph(self._graph, f"segment {self._index}")
+
+
+def _moving(found: Type) -> set[str]:
+    return {elastic.name for dims in flat_types(found) for dim in dims for elastic in elastics(dim)}
+
+
+def _decided_by(node: fx.Node) -> set[str]:
+    """Choices that a value without rows was computed from."""
+    found, seen, todo = set[str](), set[fx.Node](), [node]
+    while todo:
+        here = todo.pop()
+        if here.target is ops.decide:
+            found.add(str(here.args[1]))
+        elif here not in seen:
+            seen.add(here)
+            todo += here.all_input_nodes
+    return found

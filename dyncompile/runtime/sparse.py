@@ -1,0 +1,138 @@
+"""Row-grouped execution: at each cut rows part by decision, parts that nothing tells apart go on together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dyncompile.analysis.dims.call import Type
+from dyncompile.policies import Policy
+from dyncompile.program import Choice, Decision, Route
+from dyncompile.runtime.rows import join_rows, select_rows
+from dyncompile.runtime.segments import Segment
+from dyncompile.runtime.steering import Group, decision_of, split_rows, way_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that have gone the same way so far, and the values that they carry."""
+
+    group: Group
+    values: Mapping[str, Any]
+
+    @property
+    def rows(self) -> Tensor:
+        """Positions in the batch: int64 [n]."""
+        return self.group.rows
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Flat outputs of each part and what was decided."""
+
+    parts: tuple[tuple[Tensor, Sequence[Any]], ...]
+    route: Route
+    logits: Mapping[str, Tensor]
+
+
+class SparseRun:
+    """One batch through all segments."""
+
+    def __init__(
+        self, segments: Sequence[Segment], types: Mapping[str, Type], choices: Mapping[str, Choice]
+    ) -> None:
+        self._segments, self._types, self._choices = segments, types, choices
+        self._decided: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._logits: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def run(
+        self, state: nn.Module, inputs: Mapping[str, Any], rows: int, policy: Policy, planned: Route
+    ) -> Finished:
+        """Run `inputs` (by name) of `rows` rows; choices that `planned` lacks are decided on the way."""
+        parts = [Part(Group(torch.arange(rows), {}), inputs)]
+        outputs: list[Sequence[Any]] = []
+        for segment in self._segments:
+            parts = self._merged(parts, segment)
+            parts = [new for part in parts for new in self._split(part, segment, policy, planned)]
+            outputs = [self._advance(state, part, segment) for part in parts]
+            parts = [
+                Part(part.group, {**part.values, **dict(zip(segment.gives, given, strict=False))})
+                for part, given in zip(parts, outputs, strict=True)
+            ]
+        finished = tuple((part.rows, out) for part, out in zip(parts, outputs, strict=True))
+        return Finished(finished, _in_order(self._decided), _in_order(self._logits))
+
+    def _advance(self, state: nn.Module, part: Part, segment: Segment) -> Sequence[Any]:
+        return segment.forward(state, part.group, *(part.values[name] for name in segment.takes))
+
+    def _merged(self, parts: list[Part], segment: Segment) -> list[Part]:
+        """Parts that differ in no choice that is still alive become one."""
+        alike: dict[tuple[tuple[float, ...], ...], list[Part]] = {}
+        alive = sorted(segment.alive)
+        for part in parts:
+            key = tuple(way_of(self._choices[name], part.group.decisions[name]) for name in alive)
+            alike.setdefault(key, []).append(part)
+        return [self._joined(same, segment) for same in alike.values()]
+
+    def _joined(self, parts: Sequence[Part], segment: Segment) -> Part:
+        first = parts[0]
+        if len(parts) == 1:
+            return Part(first.group, {name: first.values[name] for name in segment.live})
+        values = {
+            name: join_rows([part.values[name] for part in parts], self._types.get(name))
+            for name in segment.live
+        }
+        decisions = {
+            name: decision_of(torch.cat([part.group.decisions[name].rows for part in parts]))
+            for name in segment.alive
+        }
+        return Part(Group(torch.cat([part.rows for part in parts]), decisions), values)
+
+    def _split(self, part: Part, segment: Segment, policy: Policy, planned: Route) -> list[Part]:
+        """The part by what is decided at the segment's start."""
+        if not segment.choices:
+            return [part]
+        decided: list[tuple[Choice, Tensor]] = []
+        for name in segment.choices:
+            rows = self._decide(name, part, segment, policy, planned)
+            self._decided.setdefault(name, []).append((part.rows, rows))
+            decided.append((self._choices[name], rows))
+        groups = split_rows(part.group, decided)
+        if len(groups) == 1:
+            return [Part(Group(part.rows, {**part.group.decisions, **groups[0].decisions}), part.values)]
+        return [self._selected(part, group) for group in groups]
+
+    def _decide(self, name: str, part: Part, segment: Segment, policy: Policy, planned: Route) -> Tensor:
+        if name in planned:
+            rows = planned[name]
+            return rows[part.rows.to(rows.device)]
+        logits: Tensor | None = part.values[segment.logits[name]] if name in segment.logits else None
+        if logits is not None:
+            self._logits.setdefault(name, []).append((part.rows, logits))
+        return policy.decide(self._choices[name], len(part.rows), logits)
+
+    def _selected(self, part: Part, group: Group) -> Part:
+        count = len(part.rows)
+        values = {
+            name: select_rows(value, self._types.get(name), group.rows, count)
+            for name, value in part.values.items()
+        }
+        earlier = {
+            name: Decision(one.rows[group.rows.to(one.rows.device)], one.index)
+            for name, one in part.group.decisions.items()
+        }
+        return Part(Group(part.rows[group.rows], {**earlier, **group.decisions}), values)
+
+
+def _in_order(found: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
+    """Values of all parts, in the order of the batch."""
+    out: dict[str, Tensor] = {}
+    for name, parts in found.items():
+        order = torch.cat([rows for rows, _ in parts]).argsort()
+        values = torch.cat([value for _, value in parts])
+        out[name] = values[order.to(values.device)]
+    return out
