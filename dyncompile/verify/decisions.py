@@ -1,0 +1,83 @@
+"""Decision nets: what they choose is carried out, and gradients reach them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dyncompile.policies import Forced, Learned
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.state import GATES
+from dyncompile.verify.compare import (
+    RELATIVE_TOLERANCE,
+    difference,
+    plain,
+    scale,
+)
+from dyncompile.verify.report import Check
+from dyncompile.verify.subject import Subject
+from dyncompile.zoo.randomization import randomize_constants
+
+
+def check_learned(subject: Subject, seed: int) -> Check:
+    """What decision nets choose is carried out: the output is that of the route which they report."""
+    if not subject.dyn.gated:
+        return Check("learned decisions", True, detail="no decision net in this model")
+    dyn = _stirred(subject.dyn, seed).eval()
+    args, kwargs = subject.rows(4)
+    with torch.no_grad():
+        torch.manual_seed(seed)  # pyright: ignore
+        learned = dyn.record(*args, policy=Learned(noise=True), execution="sparse", **kwargs)
+        forced = dyn.record(*args, policy=Forced(learned.route), **kwargs)
+    worst = difference(learned.output, forced.output)
+    seen = len({(name, int(row.argmax())) for name in dyn.gated for row in learned.route[name]})
+    passed = worst / scale(forced.output) <= RELATIVE_TOLERANCE
+    return Check("learned decisions", passed, worst, f"{len(dyn.gated)} nets, {seen} columns chosen")
+
+
+def check_gradients(subject: Subject, seed: int) -> Check:
+    """The task loss alone and the cost alone each reach every parameter of every decision net."""
+    if not subject.dyn.gated:
+        return Check("gradients of decision nets", True, detail="no decision net in this model")
+    dyn = _stirred(subject.dyn, seed).train()
+    args, kwargs = subject.rows(3)
+    gates = {name: p for name, p in dyn.named_parameters() if name.startswith(f"{GATES}.")}
+    record = dyn.record(*args, policy=Learned(), execution="dense", **kwargs)
+    floats = [
+        v for v in pytree.tree_leaves(plain(record.output)) if isinstance(v, Tensor) and v.requires_grad
+    ]
+    losses = {
+        "task": torch.stack([v.float().square().mean() for v in floats]).sum(),
+        "cost": dyn.macs(record.route).mean() / dyn.static_macs,
+    }
+    unreached: list[str] = []
+    for term, loss in losses.items():
+        found: Sequence[Any] = torch.autograd.grad(
+            loss, list(gates.values()), retain_graph=True, allow_unused=True
+        )
+        unreached += [
+            f"{term} does not reach {name}"
+            for name, gradient in zip(gates, found, strict=True)
+            if gradient is None or not bool(gradient.any())
+        ]
+    return Check(
+        "gradients of decision nets",
+        not unreached,
+        detail=", ".join(unreached[:5]) or f"{len(gates)} parameters",
+    )
+
+
+def _stirred(dyn: DynamicModel, seed: int) -> DynamicModel:
+    """A copy without constant parameters and dead units, where nothing blocks a gradient or a decision."""
+    own = copy.deepcopy(dyn)
+    randomize_constants(own, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for name, parameter in own.named_parameters():
+            if name.startswith(f"{GATES}.") and name.endswith(".bias"):
+                parameter.fill_(0 if name.endswith("head.bias") else 1)
+    return own

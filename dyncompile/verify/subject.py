@@ -1,0 +1,54 @@
+"""What the checks look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dyncompile.capture import capture
+from dyncompile.program import Program, Route
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.signature import bind_call
+from dyncompile.verify.compare import (
+    with_rows,
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the checks look at."""
+
+    dyn: DynamicModel
+    reference: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    routes: tuple[Route, ...]
+
+    @cached_property
+    def source(self) -> tuple[Program, str]:
+        """The reference captured anew, and its fingerprint before anything was done with it."""
+        program = capture(self.reference, self.args, self.kwargs)
+        return program, program.fingerprint
+
+    def rows(self, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The example call with `size` rows, repeated or cut."""
+        signature = self.dyn.program.signature
+        flat = signature.flatten(self.args, self.kwargs)
+        cut = [
+            with_rows(v, size) if leaf.batched else v for leaf, v in zip(signature.leaves, flat, strict=True)
+        ]
+        named: dict[str, Any] = pytree.tree_unflatten(cut, signature.structure)
+        bound = signature.forward.bind_partial()
+        bound.arguments.update(named)
+        return bound.args, bound.kwargs
+
+
+def tensor_arguments(subject: Subject, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments of a call that a specialized network takes: those that hold a tensor."""
+    named = bind_call(subject.dyn.program.signature.forward, args, kwargs)
+    return [v for v in named.values() if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(v))]
