@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -57,8 +57,9 @@ def check_gradients(subject: Subject, seed: int) -> Check:
     }
     unreached: list[str] = []
     for term, loss in losses.items():
-        found: Sequence[Any] = torch.autograd.grad(
-            loss, list(gates.values()), retain_graph=True, allow_unused=True
+        found = cast(
+            "Sequence[Tensor | None]",
+            torch.autograd.grad(loss, list(gates.values()), retain_graph=True, allow_unused=True),
         )
         unreached += [
             f"{term} does not reach {name}"
