@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 CONSTRAINED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format zoo bench
+.PHONY: demo test lint format zoo bench fashion
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -31,6 +31,12 @@ zoo: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# Accuracy against MACs on Fashion-MNIST, one process per network; finished runs are skipped.
+fashion: $(READY)
+	$(BIN)/python -m benchmarks.fashion.data
+	$(BIN)/python -m benchmarks.fashion --network resnet --silent & p=$$!; \
+	$(BIN)/python -m benchmarks.fashion --network vit --silent; s=$$?; wait $$p && exit $$s
 
 # torch comes first and alone: whichever build the package index offers, the rest then fits itself to it.
 $(READY): pyproject.toml constraints.txt

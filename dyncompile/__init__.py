@@ -17,11 +17,13 @@ from dyncompile.errors import (
     NoSiteError,
     RouteError,
     SpecError,
+    TrainingError,
 )
 from dyncompile.pipeline import Pass, Plan, Rejection, Site, dynamize
 from dyncompile.policies import Forced, Full, Learned, Policy, Sampled, Smallest
 from dyncompile.program import Choice, Domain, Program, Route
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.train import fit, recipes
 from dyncompile.verify import Report, verify
 
 __version__ = "0.1.0"
@@ -52,8 +54,11 @@ __all__ = [
     "Site",
     "Smallest",
     "SpecError",
+    "TrainingError",
     "dynamize",
+    "fit",
     "load",
+    "recipes",
     "save",
     "specialize",
     "verify",

@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from dyncompile.capture import capture
 from dyncompile.errors import CheckpointError, DyncompileError
+from dyncompile.files import replace_file
 from dyncompile.pipeline import apply_passes
 from dyncompile.program import Program
 from dyncompile.runtime.model import DynamicModel
@@ -57,9 +57,8 @@ def save(dyn: DynamicModel, directory: str | os.PathLike[str], *, source: str | 
         "fingerprint": dyn.program.fingerprint,
     }
     text = json.dumps(description, indent=2, allow_nan=False) + "\n"
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _distinct(dyn)[0].items()}
-    _replace(target / WEIGHTS, encode_tensors(tensors))
-    _replace(target / PROGRAM, text.encode())
+    replace_file(target / WEIGHTS, encode_weights(dyn))
+    replace_file(target / PROGRAM, text.encode())
     return target
 
 
@@ -83,7 +82,7 @@ def load(directory: str | os.PathLike[str], source: nn.Module | None = None) -> 
             where=f"history {description['history']}",
             fix="give the network (and the versions of its library) that the checkpoint was made from",
         )
-    _load_strictly(dyn, folder / WEIGHTS)
+    load_weights(dyn, folder / WEIGHTS)
     return dyn.eval()
 
 
@@ -98,20 +97,6 @@ def _distinct(dyn: DynamicModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         else:
             ties[name] = first[id(tensor)]
     return tensors, ties
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with open(aside, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 # -- program.json -----------------------------------------------------------------------------------
@@ -221,7 +206,13 @@ def _example_tensor(shape: list[Any], dtype: str, device: torch.device) -> Tenso
 # -- weights ----------------------------------------------------------------------------------------
 
 
-def _load_strictly(dyn: DynamicModel, path: Path) -> None:
+def encode_weights(dyn: DynamicModel) -> bytes:
+    """All persistent state as a safetensors file; tied tensors are in it once."""
+    return encode_tensors({name: t.detach().cpu().contiguous() for name, t in _distinct(dyn)[0].items()})
+
+
+def load_weights(dyn: DynamicModel, path: Path) -> None:
+    """Load a weights file that `save` wrote; raises CheckpointError with every key that does not fit."""
     tensors, ties = _distinct(dyn)
     wanted = {name: list(value.shape) for name, value in tensors.items()}
     try:

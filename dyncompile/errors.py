@@ -65,3 +65,7 @@ class ContractError(DyncompileError):
 
 class CheckpointError(DyncompileError):
     """A checkpoint that is damaged, foreign, or of another model."""
+
+
+class TrainingError(DyncompileError):
+    """Training that cannot go on: a loss that is no longer finite."""

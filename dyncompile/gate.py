@@ -1,10 +1,12 @@
 """Decision nets: small networks in the graph that read a value of the trunk and give a choice's logits.
 
-    h = relu(W1 . mean over positions of x + b1)        x [B, ..., C, ...] -> h [B, hidden]
+    h = relu(W1 . pooled x + b1)                        x [B, ..., C, ...] -> h [B, hidden]
     logits = W2 . h + b2                                [B, width]
 
-W2 starts at zero and b2 favors the full column, so that an untrained net reproduces the source. There is no
-batch norm in a decision net: a batch of one sample is what it decides for in the end.
+Pooling is the mean over all positions, or, for maps [B, C, H, W], over the cells of a grid: a gate early in a
+network then sees shapes, not only shares. W2 starts at zero and b2 favors the full column, so that an
+untrained net reproduces the source. There is no batch norm in a decision net: a batch of one sample is what
+it decides for in the end.
 """
 
 from __future__ import annotations
@@ -35,19 +37,29 @@ class Gate:
         point: the value that it reads.
         hidden: width of its hidden layer.
         confidence: probability of the full column before training, in (0, 1).
+        grid: cells per side that a map is pooled to; other layouts have one mean.
     """
 
     point: Point
     hidden: int
     confidence: float = 0.9
+    grid: int = 1
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or not 0 < self.confidence < 1:
-            raise SpecError(f"a gate needs hidden >= 1 and confidence in (0, 1), got {self}")
+        if self.hidden < 1 or self.grid < 1 or not 0 < self.confidence < 1:
+            raise SpecError(f"a gate needs hidden and grid >= 1 and confidence in (0, 1), got {self}")
+
+    @property
+    def cells(self) -> tuple[int, int] | None:
+        """Rows and columns that a map is pooled to; None where one mean is taken."""
+        is_map = len(self.point.shape) == 3 and self.point.channels == 1
+        if self.grid == 1 or not is_map:
+            return None
+        return min(self.grid, self.point.shape[1]), min(self.grid, self.point.shape[2])
 
     def parameters(self, choice: Choice) -> dict[str, nn.Parameter]:
         """Initial parameters by layer; random ones depend on the choice's name alone."""
-        features = self.point.shape[self.point.channels - 1]
+        features = self.point.shape[self.point.channels - 1] * math.prod(self.cells or (1,))
         digest = hashlib.sha256(choice.name.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         bound = 1 / math.sqrt(features)
@@ -77,14 +89,19 @@ def insert_gate(
         parameters = {
             name: read(graph, name) for name in ("head.bias", "head.weight", "reduce.bias", "reduce.weight")
         }
-    rank = len(gate.point.shape) + 1
-    positions = [axis for axis in range(1, rank) if axis != gate.point.channels]
-    x = at
-    if positions:
-        x = _call(graph, aten.mean.dim, (x, positions), after=parameters["head.bias"])
+    x = _pooled(graph, at, gate, parameters["head.bias"])
     x = _call(graph, aten.linear.default, (x, parameters["reduce.weight"], parameters["reduce.bias"]))
     x = _call(graph, aten.relu.default, (x,))
     return _call(graph, aten.linear.default, (x, parameters["head.weight"], parameters["head.bias"]))
+
+
+def _pooled(graph: fx.Graph, x: fx.Node, gate: Gate, after: fx.Node) -> fx.Node:
+    if gate.cells is not None:
+        x = _call(graph, aten.adaptive_avg_pool2d.default, (x, list(gate.cells)), after)
+        return _call(graph, aten.flatten.using_ints, (x, 1))
+    rank = len(gate.point.shape) + 1
+    positions = [axis for axis in range(1, rank) if axis != gate.point.channels]
+    return _call(graph, aten.mean.dim, (x, positions), after) if positions else x
 
 
 def _call(graph: fx.Graph, target: Any, args: tuple[Any, ...], after: fx.Node | None = None) -> fx.Node:

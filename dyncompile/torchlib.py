@@ -56,7 +56,11 @@ def fake_copy(target: Any, args: tuple[Any, ...], like: Tensor) -> Any:
 
     def abstract(node: fx.Node) -> Any:
         value = node.meta["val"]
-        return mode.from_tensor(value, static_shapes=True) if type(value) in (Tensor, torch.nn.Parameter) else value
+        return (
+            mode.from_tensor(value, static_shapes=True)
+            if type(value) in (Tensor, torch.nn.Parameter)
+            else value
+        )
 
     with mode, torch.no_grad():
         return target(*map_nodes(args, abstract))

@@ -46,6 +46,7 @@ class Slicing:
         gate: insert decision nets. Each stands as late as its dims allow; the model's only one at the start.
         start: so many places for gates, from the input on, are passed over: what they would decide is static.
         hidden: width of a gate's hidden layer; 0 takes a quarter of its features, at least 16.
+        grid: cells per side that a gate pools a map to; 1 is the mean over all positions, as in DS-Net.
         confidence: probability that an untrained gate gives to full width.
         divisor: kept channels are rounded to multiples of this; attention heads and groups count with their
             width.
@@ -63,6 +64,7 @@ class Slicing:
     gate: bool = True
     start: int = 0
     hidden: int = 0
+    grid: int = 1
     confidence: float = 0.9
     divisor: int = 8
     minimum: int = 8
@@ -84,8 +86,8 @@ class Slicing:
                 "a gate per elastic dim is not offered",
                 fix="per=block is the finest with gates; add gate=False to decide every dim by policy",
             )
-        if self.start < 0 or self.hidden < 0 or not 0 < self.confidence < 1:
-            raise SpecError("start and hidden must be at least 0, confidence must lie in (0, 1)")
+        if min(self.start, self.hidden) < 0 or self.grid < 1 or not 0 < self.confidence < 1:
+            raise SpecError("start and hidden are at least 0, grid at least 1, confidence lies in (0, 1)")
         if self.divisor < 1 or self.minimum < 1:
             raise SpecError(f"divisor and minimum must be at least 1, got {self.divisor} and {self.minimum}")
         for pattern in (self.include, self.exclude):
@@ -159,7 +161,7 @@ class Slicing:
         latest = min(facts.points.before[name] for name, one in sized.items() if one.choice == choice) - 1
         point = facts.points.points[self.start if self.per == "model" else latest]
         features = point.shape[point.channels - 1]
-        return Gate(point, self.hidden or max(16, features // 4), self.confidence)
+        return Gate(point, self.hidden or max(16, features // 4), self.confidence, self.grid)
 
     def _sizes(self, one: ElasticFacts, facts: Facts) -> tuple[int, ...]:
         """Kept positions per ratio: the channels they stand for are multiples of the divisor."""

@@ -145,7 +145,8 @@ class Flagged(nn.Module):
 def test_constants_and_containers_among_the_arguments() -> None:
     module, x = Flagged(), torch.randn(2, 4)
     more = [torch.randn(2, 1), torch.randn(2, 1)]
-    dyn = dc.dynamize(module, "dsnet(gate=False, divisor=1, minimum=1)", {"x": x, "more": more, "power": 2, "flag": True})
+    example = {"x": x, "more": more, "power": 2, "flag": True}
+    dyn = dc.dynamize(module, "dsnet(gate=False, divisor=1, minimum=1)", example)
     assert torch.equal(module(x, more, 2, flag=True), dyn(x, more, 2, flag=True))
     with pytest.raises(dc.InputError, match="power was captured as 2, got 3"):
         dyn(x, more, 3, flag=True)

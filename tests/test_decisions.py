@@ -134,6 +134,24 @@ def test_decision_nets_are_counted() -> None:
     assert dyn.static_macs == residual().dynamic("dsnet(gate=False)", minimum=1, divisor=1).static_macs
 
 
+def test_a_grid_keeps_where_features_are() -> None:
+    dyn = stirred(residual().dynamic("dsnet(per=block, grid=2, hidden=6, divisor=1, minimum=1)"))
+    tensors = state_of(dyn)
+    assert tensors["dyn.gates.width.a.reduce.weight"].shape == (6, 8 * 2 * 2)
+    assert dyn.decision_macs == 2 * (32 * 6 + 6 * 4)
+    net: Any = residual().module
+    w1, b1, w2, b2 = (
+        tensors[f"dyn.gates.width.a.{name}"]
+        for name in ("reduce.weight", "reduce.bias", "head.weight", "head.bias")
+    )
+    with torch.no_grad():
+        cells = F.adaptive_avg_pool2d(F.relu(net.norm(net.conv(images()))), 2).flatten(1)
+        expected = F.linear(F.relu(F.linear(cells, w1, b1)), w2, b2)
+        record = dyn.record(images(), policy=dc.Learned())
+    assert relative(expected, record.logits["width.a"]) < 1e-5
+    assert dc.verify(dyn, residual().module, images()).passed
+
+
 def test_what_runs_before_the_first_gate_is_static_and_said_so() -> None:
     (plan,) = residual().dynamic(SPEC).plans
     (found,) = [r for r in plan.rejections if r.name == "conv.weight[0]"]
@@ -290,8 +308,9 @@ def test_what_cannot_be_masked_says_so() -> None:
     ("fields", "reason"),
     [
         ("per=dim", "a gate per elastic dim is not offered"),
-        ("start=-1", "start and hidden must be at least 0"),
-        ("confidence=1.0", "confidence must lie in"),
+        ("start=-1", "start and hidden are at least 0"),
+        ("grid=0", "grid at least 1"),
+        ("confidence=1.0", "confidence lies in"),
     ],
 )
 def test_fields_that_make_no_sense(fields: str, reason: str) -> None:

@@ -26,6 +26,7 @@ FIELDS = st.fixed_dictionaries(
         "gate": st.booleans(),
         "start": st.integers(0, 9),
         "hidden": st.integers(0, 99),
+        "grid": st.integers(1, 9),
         "divisor": st.integers(1, 64),
         "minimum": st.integers(1, 64),
         "embedding": st.booleans(),

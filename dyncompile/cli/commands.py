@@ -159,6 +159,9 @@ def demo(
     slicing_epochs: Annotated[
         int, typer.Option(help="Passes for all widths together.")
     ] = _DEMO.slicing_epochs,
+    gate_epochs: Annotated[
+        int, typer.Option(help="Passes for the net that picks widths.")
+    ] = _DEMO.gate_epochs,
     pairs: Annotated[int, typer.Option(help="Pairs of latency measurements per width.")] = _DEMO.pairs,
     seed: Annotated[int, typer.Option(help="Seeds the split, the weights and the order.")] = _DEMO.seed,
     output: Annotated[
@@ -166,9 +169,15 @@ def demo(
         typer.Option("--out", metavar="DIR", help="Write demo.json there; else nothing is written."),
     ] = None,
 ) -> None:
-    """Train a small ResNet on digits, make its width dynamic, verify it, measure every width (a minute)."""
+    """Train a small ResNet on digits, make its width dynamic per image, verify it, measure it (a minute)."""
     with errors_as_panels():
-        config = DemoConfig(epochs=epochs, slicing_epochs=slicing_epochs, pairs=pairs, seed=seed)
+        config = DemoConfig(
+            epochs=epochs,
+            slicing_epochs=slicing_epochs,
+            gate_epochs=gate_epochs,
+            pairs=pairs,
+            seed=seed,
+        )
         if output is not None:
             create_folder(output)
         with progress() as watch:

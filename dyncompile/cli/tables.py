@@ -54,12 +54,13 @@ def demo_report(result: DemoResult) -> Group:
 
 
 def _demo_table(result: DemoResult) -> Table:
-    title = "Widths of one set of weights, each specialized to a static graph"
+    title = "Widths of one set of weights, each specialized to a static graph, and the dynamic model"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in _DEMO_COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for width in result.widths:
         table.add_row(*_demo_row(width))
+    table.add_row(*_learned_row(result))
     return table
 
 
@@ -76,6 +77,21 @@ def _demo_row(width: WidthResult) -> tuple[RenderableType, ...]:
     )
 
 
+def _learned_row(result: DemoResult) -> tuple[RenderableType, ...]:
+    """The decision net's choices: no single graph, so no parameters of its own and nothing to differ from."""
+    learned = result.learned
+    return (
+        "learned",
+        quantity(learned.macs_share * result.source_macs),
+        percent(learned.macs_share),
+        "",
+        _ratio(learned.latency.wall),
+        _ratio(learned.latency.cpu),
+        percent(learned.accuracy),
+        "",
+    )
+
+
 def _ratio(ratio: Ratio) -> str:
     """Median and half the distance of the quartiles."""
     return f"{ratio.median:.2f} ± {(ratio.high - ratio.low) / 2:.2f}"
@@ -84,10 +100,14 @@ def _ratio(ratio: Ratio) -> str:
 def _remarks(result: DemoResult) -> tuple[str, ...]:
     digits, config = result.digits, result.config
     same = min(width.same_predictions for width in result.widths)
+    use = ", ".join(f"{label}: {percent(share)}" for label, share in result.learned.use.items())
     return (
+        f"Learned: a decision net picks a width for every image ({use}), asked to spend "
+        f"{percent(config.target)} of the source's MACs. The same widths dealt to other images: accuracy "
+        f"{percent(result.learned.shuffled_accuracy)}.",
         f"Source: {result.source_parameters:,} parameters, {quantity(result.source_macs)} MACs; accuracy "
         f"{percent(result.source_accuracy)} before it was made dynamic. Digits: {digits['train']} to train, "
-        f"{digits['validation']} to choose the epoch, {digits['test']} to test.",
+        f"{digits['validation']} to choose epoch and cost, {digits['test']} to test.",
         "Time: relative to the source network, eager, one thread, "
         f"batch {config.batch} (a call with a single 8x8 image mostly measures Python). "
         f"Median ± half the quartile distance of {config.pairs} interleaved pairs.",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from dyncompile.errors import DyncompileError
 
@@ -32,6 +33,20 @@ class Split:
             chosen = order[start : start + size]
             if len(chosen) > 1:
                 yield _shifted(self.images[chosen], generator), self.labels[chosen]
+
+
+class Shifted(Dataset[tuple[Tensor, Tensor]]):
+    """A split as a dataset: each image [1, 8, 8] is shifted anew whenever it is read."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = _shifted(self._split.images[index : index + 1], torch.default_generator)
+        return image[0], self._split.labels[index]
 
 
 @dataclass(frozen=True, slots=True)

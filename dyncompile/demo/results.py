@@ -35,6 +35,25 @@ class WidthResult:
 
 
 @dataclass(frozen=True, slots=True)
+class LearnedResult:
+    """What the decision net makes of the test digits.
+
+    Attributes:
+        macs_share: mean over the images relative to the source, the decision net included.
+        latency: of the dynamic model, which groups images by width, against the source network.
+        accuracy: share of the test digits that are named right.
+        shuffled_accuracy: the same if the chosen widths are dealt out to the images at random.
+        use: share of the images per width, by label.
+    """
+
+    macs_share: float
+    latency: Latency
+    accuracy: float
+    shuffled_accuracy: float
+    use: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class DemoResult:
     """A whole run.
 
@@ -52,6 +71,7 @@ class DemoResult:
     source_macs: float
     source_accuracy: float
     widths: tuple[WidthResult, ...]
+    learned: LearnedResult
     contract: tuple[str, ...]
     seconds: dict[str, float]
 

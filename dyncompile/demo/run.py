@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from dyncompile.demo.config import DemoConfig, Watch
 from dyncompile.demo.digits import Digits, Split, load_digits
 from dyncompile.demo.network import SmallResNet
-from dyncompile.demo.results import DemoResult, WidthResult
-from dyncompile.demo.training import accuracy, train_source, train_widths
+from dyncompile.demo.results import DemoResult, LearnedResult, WidthResult
+from dyncompile.demo.training import accuracy, train_dynamic, train_source
 from dyncompile.deploy import specialize
 from dyncompile.latency import compare
 from dyncompile.pipeline import dynamize
-from dyncompile.policies import Forced
+from dyncompile.policies import Forced, Learned
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.verify import verify
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def run_demo(config: DemoConfig | None = None, watch: Watch = lambda stage, done, total: None) -> DemoResult:
-    """Train a small ResNet on digits, make its width dynamic, train all widths, verify, measure each.
+    """Train a small ResNet on digits, make its width dynamic, train that, verify it, measure it.
 
     One torch thread; the global random state and the number of threads are as before afterwards.
 
@@ -56,7 +56,7 @@ class _Run:
         self._timed("train source", lambda: train_source(net, digits, self.config, self.watch))
         source_accuracy = accuracy(net.eval(), digits.test)
         dyn = self._stage("dynamize", lambda: dynamize(net, self.config.method, example))
-        self._timed("train widths", lambda: train_widths(dyn, digits, self.config, self.watch))
+        self._timed("train dynamic", lambda: train_dynamic(dyn, digits, self.config, self.watch))
         report = self._stage("verify", lambda: verify(dyn, net, example))
         return DemoResult(
             config=self.config,
@@ -66,6 +66,7 @@ class _Run:
             source_macs=dyn.static_macs,
             source_accuracy=source_accuracy,
             widths=self._timed("measure", lambda: self._widths(dyn, net)),
+            learned=measure_learned(dyn, net, digits.test, self.config),
             contract=tuple(str(report).splitlines()),
             seconds=self.seconds,
         )
@@ -114,6 +115,26 @@ def measure(
         accuracy=accuracy(static, split),
         difference=float((dynamic - alone).abs().max()),
         same_predictions=float((dynamic.argmax(1) == alone.argmax(1)).float().mean()),
+    )
+
+
+@torch.no_grad()
+def measure_learned(dyn: DynamicModel, net: nn.Module, split: Split, config: DemoConfig) -> LearnedResult:
+    """The widths that the decision net picks, against the same widths for other images."""
+    dyn.eval()
+    record = dyn.record(split.images, policy=Learned())
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(len(split.labels), generator=generator)
+    dealt = Forced({name: rows[order] for name, rows in record.route.items()})
+    (choice,) = dyn.choices.values()
+    images = split.images[: config.batch]
+    shares = record.route[choice.name].mean(0)
+    return LearnedResult(
+        macs_share=float(dyn.macs(record.route).mean() + dyn.decision_macs) / dyn.static_macs,
+        latency=compare(lambda: dyn(images), lambda: net(images), config.pairs),
+        accuracy=accuracy(dyn, split),
+        shuffled_accuracy=accuracy(lambda x: dyn.run(x, policy=dealt)[0], split),
+        use={label: float(share) for label, share in zip(choice.labels, shares, strict=True)},
     )
 
 

@@ -15,6 +15,8 @@ from dyncompile.analysis.dims.algebra import Dim, Elastic, Sum, elastics
 from dyncompile.analysis.dims.call import Rewrite, Size, TensorType, Type
 from dyncompile.analysis.dims.infer import Inference, OperatorNote, free_atoms, infer
 from dyncompile.program import MODES, Mode, Program, source_line
+from dyncompile.runtime import ops
+from dyncompile.state import STATE_PREFIX
 from dyncompile.torchlib import is_several, items
 
 
@@ -245,13 +247,22 @@ def _parts(dim: Dim) -> Iterator[Dim]:
 
 
 def _statistics(inference: Inference, program: Program) -> frozenset[str]:
-    """Names of running statistics: buffers that batch norms update in the training graph."""
+    """Names of the source's running statistics, also where norms read private copies of them."""
     found: set[str] = set()
     for mode, findings in inference.findings.items():
         by_name: dict[str, fx.Node] = {n.name: n for n in program.graphs[mode].nodes}
         for one in findings.values():
-            found |= {str(by_name[name].target) for name in one.statistics if by_name[name].op == "get_attr"}
+            for name in one.statistics:
+                found |= {read for read in _reads(by_name[name]) if not read.startswith(f"{STATE_PREFIX}.")}
     return frozenset(found)
+
+
+def _reads(node: fx.Node) -> set[str]:
+    """State that a value is read from, directly or narrowed or picked."""
+    if node.op == "get_attr":
+        return {str(node.target)}
+    chosen = node.target in (ops.pick, ops.prefix, ops.take)
+    return {name for source in node.all_input_nodes for name in _reads(source)} if chosen else set()
 
 
 def _frozen_axes(inference: Inference, program: Program) -> tuple[FrozenAxis, ...]:

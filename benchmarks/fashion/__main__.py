@@ -1,0 +1,97 @@
+"""``python -m benchmarks.fashion [--network resnet] [--method dsnet] [--target 0.5] [--seed 0] [--quick]``.
+
+Options can be repeated; what is left out takes all. Runs that are done are skipped, interrupted ones go on.
+Processes side by side must differ in network or seed: runs of one network and seed share a folder of weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.fashion import plot, summary
+from benchmarks.fashion.data import load
+from benchmarks.fashion.methods import EFFORTS, METHODS, quick
+from benchmarks.fashion.protocol import Run, execute
+from dyncompile.errors import DyncompileError
+
+TARGETS, SEEDS = (0.5, 0.3), (0, 1, 2)
+_COLUMNS = 120
+
+
+def main(
+    network: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(EFFORTS)}")] = None,
+    method: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(METHODS)}")] = None,
+    target: Annotated[list[float] | None, typer.Option(help="share of the source's MACs")] = None,
+    seed: Annotated[list[int] | None, typer.Option()] = None,
+    threads: Annotated[
+        int, typer.Option(help="of torch; on two cores, two runs with one each are faster")
+    ] = 1,
+    trial: Annotated[
+        bool, typer.Option("--quick", help="tries the machinery; no results are written")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="measure anew what is done")] = False,
+    silent: Annotated[bool, typer.Option("--silent", help="no progress bars")] = False,
+) -> None:
+    """Accuracy, MACs and time of dynamic networks on Fashion-MNIST, with static and random controls."""
+    errors = Console(stderr=True)
+    torch.set_num_threads(threads)
+    try:
+        runs = plan(network or list(EFFORTS), method or list(METHODS), target, seed, trial=trial)
+        _execute([run for run in runs if again or not run.done], errors, progress=not silent)
+    except DyncompileError as error:
+        errors.print(str(error), markup=False)
+        raise typer.Exit(2) from None
+    _report(runs[0].result.parent)
+
+
+def _report(folder: Path) -> None:
+    """Everything that is there so far, not these runs alone."""
+    results, console = summary.read(folder), Console()
+    console.width = max(console.width, _COLUMNS)
+    console.print(summary.table(results))
+    console.print(summary.NOTES, highlight=False)
+    for path in plot.write_all(results, folder):
+        console.print(f"figure: {path}", markup=False, highlight=False)
+
+
+def plan(
+    networks: list[str],
+    methods: list[str],
+    targets: list[float] | None,
+    seeds: list[int] | None,
+    *,
+    trial: bool,
+) -> list[Run]:
+    """Every combination. Raises DyncompileError for names that do not exist, all of them."""
+    unknown = [*(name for name in networks if name not in EFFORTS), *(m for m in methods if m not in METHODS)]
+    if unknown:
+        known = f"networks: {', '.join(EFFORTS)}; methods: {', '.join(METHODS)}"
+        raise DyncompileError(f"unknown: {', '.join(unknown)}", fix=known)
+    combinations = itertools.product(networks, seeds or SEEDS, methods, targets or TARGETS)
+    efforts = {name: quick(EFFORTS[name]) if trial else EFFORTS[name] for name in networks}
+    runs = [Run(n, m, t, s, efforts[n], trial) for n, s, m, t in combinations]
+    for run in runs:  # a target that a recipe refuses is refused before anything trains
+        METHODS[run.method].recipes(run.effort, run.target)
+    return runs
+
+
+def _execute(runs: list[Run], console: Console, *, progress: bool) -> None:
+    if not runs:
+        return
+    data, start = load(), time.perf_counter()
+    for number, run in enumerate(runs):
+        spent = time.perf_counter() - start
+        left = f", about {spent / number * (len(runs) - number) / 60:.0f} min left" if number else ""
+        console.print(f"run {number + 1} of {len(runs)}: {run.name}{left}", highlight=False)
+        execute(run, data, progress=progress)
+
+
+if __name__ == "__main__":
+    typer.run(main)

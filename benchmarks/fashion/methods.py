@@ -1,0 +1,108 @@
+"""What the protocol runs: how long, which methods, which recipes. A new method is one entry of `METHODS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import dyncompile as dc
+from benchmarks.fashion.data import SHIFT
+from dyncompile.train.phase import Optimization, Recipe
+from dyncompile.train.recipes.parts import Supervision
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much training and measuring one run takes.
+
+    Attributes:
+        source, base, gates: epochs of the source, of all routes together, and of the decision nets.
+        rate: peak learning rate of the source and of static networks.
+        batch: images per training step. shift: pixels that training images move by, at most.
+        pairs: interleaved measurements of time. draws: random routings.
+        samples: images per part of the data; None takes all.
+    """
+
+    source: int
+    base: int
+    gates: int
+    rate: float
+    batch: int = 128
+    shift: int = SHIFT
+    pairs: int = 30
+    draws: int = 10
+    samples: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Epochs of a static network that is trained as long as source and dynamic model together."""
+        return self.source + self.base + self.gates
+
+    @property
+    def key(self) -> str:
+        """Names what is kept between runs."""
+        epochs = f"e{self.source}.{self.base}.{self.gates}"
+        return f"{epochs}-b{self.batch}-m{self.shift}-r{self.rate:g}-n{self.samples or 'all'}"
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "resnet": Effort(source=8, base=5, gates=2, rate=1e-2),
+    "vit": Effort(source=8, base=3, gates=2, rate=2e-3, batch=64, shift=0),
+}
+
+
+def quick(effort: Effort) -> Effort:
+    """A trial of the machinery: its numbers mean nothing."""
+    return replace(effort, source=1, base=1, gates=1, batch=64, pairs=3, draws=2, samples=1000)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make a network dynamic.
+
+    Attributes:
+        specs: what `dynamize` is given, by network.
+        recipe: what `fit` is given, for an effort and a target share of MACs.
+        shared: leading phases of the recipe that do not depend on the target; they are trained once for all.
+        base: what these phases are called; methods that agree in spec and shared phases share their training.
+    """
+
+    specs: Mapping[str, str]
+    recipe: Callable[[Effort, float], Recipe]
+    shared: int
+    base: str
+
+    def recipes(self, effort: Effort, target: float) -> tuple[Recipe, Recipe]:
+        """What all targets share, and what `target` needs on top."""
+        whole = self.recipe(effort, target)
+        first = replace(whole, phases=whole.phases[: self.shared], target=None)
+        return first, replace(whole, phases=whole.phases[self.shared :])
+
+
+_GATE_RATE = 1e-2
+
+
+def _dsnet(effort: Effort, target: float, supervision: Supervision = "try_best") -> Recipe:
+    return dc.recipes.dsnet(
+        sparsification=supervision,
+        supernet_epochs=effort.base,
+        gate_epochs=effort.gates,
+        random_widths=1,
+        target=target,
+        base=Optimization(rate=effort.rate / 4, decay=0.02),
+        gates=Optimization(rate=_GATE_RATE),
+    )
+
+
+def _dsnet_worth(effort: Effort, target: float) -> Recipe:
+    """The same supernet; the gate learns what columns are worth, whatever the target."""
+    return _dsnet(effort, target, "worth")
+
+
+# Sixteen channels leave four widths only where a divisor of 4 rounds them.
+_DSNET = {"resnet": "dsnet(divisor=4, minimum=4, hidden=64, grid=4)", "vit": "dsnet(hidden=64, start=2)"}
+
+METHODS: Mapping[str, Method] = {
+    "dsnet": Method(_DSNET, _dsnet, shared=1, base="dsnet"),
+    "dsnet-worth": Method(_DSNET, _dsnet_worth, shared=1, base="dsnet"),
+}

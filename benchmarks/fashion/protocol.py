@@ -1,0 +1,212 @@
+"""One run: train the source, make it dynamic, train to a target of MACs, measure once on the test images.
+
+Controls: static networks of the same share of MACs and of the source's size, trained for as many epochs in
+total; every fixed route of the same dynamic model; the same mix of routes dealt out at random. Epochs and
+thresholds are chosen on validation images. What a run needs is kept: it resumes, and others use it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from torch import nn
+
+import dyncompile as dc
+from benchmarks.fashion import measures
+from benchmarks.fashion.baselines import Training, accuracy, train
+from benchmarks.fashion.data import Batches, Data
+from benchmarks.fashion.methods import METHODS, Effort, Method
+from benchmarks.fashion.networks import build, count_macs, scale_for
+from benchmarks.fashion.progress import bar
+from benchmarks.record import RESULTS, machine
+
+T = TypeVar("T")
+WORK = Path(__file__).parents[2] / "out" / "fashion"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What identifies a run; `quick` ones are kept apart from results."""
+
+    network: str
+    method: str
+    target: float
+    seed: int
+    effort: Effort
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        """``<network>-<method>-<target>-s<seed>``."""
+        return f"{self.network}-{self.method}-{self.target:g}-s{self.seed}"
+
+    @property
+    def result(self) -> Path:
+        """Where its results are."""
+        return (WORK / "quick" if self.quick else RESULTS / "fashion") / f"{self.name}.json"
+
+    @property
+    def kept(self) -> Path:
+        """Where what it shares with runs of other methods and targets is."""
+        return WORK / f"{self.network}-s{self.seed}-{self.effort.key}"
+
+    @property
+    def done(self) -> bool:
+        """Whether there are results of this effort."""
+        return self.result.is_file() and json.loads(self.result.read_text())["effort"] == asdict(self.effort)
+
+
+@dataclass
+class Protocol:
+    """Carries out one run; `seconds` fills up as its stages pass."""
+
+    run: Run
+    data: Data
+    progress: bool = True
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    def execute(self) -> Path:
+        """Train, measure, write; returns the path of the results."""
+        source = self._source()
+        dyn, history = self._dynamic(source)
+        content = {"machine": machine(), **self._identity(), **self._measured(source, dyn, history)}
+        self.run.result.parent.mkdir(parents=True, exist_ok=True)
+        self.run.result.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        return self.run.result
+
+    def _identity(self) -> dict[str, Any]:
+        run = self.run
+        return {
+            **{key: getattr(run, key) for key in ("network", "method", "target", "seed")},
+            "spec": self._method.specs[run.network],
+            "effort": asdict(run.effort),
+            "samples": {
+                name: len(getattr(self.data, name).labels) for name in ("train", "validation", "test")
+            },
+        }
+
+    @property
+    def _method(self) -> Method:
+        return METHODS[self.run.method]
+
+    # -- training -----------------------------------------------------------------------------
+
+    def _source(self) -> nn.Module:
+        net = build(self.run.network, seed=self.run.seed)
+        path = self.run.kept / "source.safetensors"
+        if path.is_file():
+            net.load_state_dict(safetensors.torch.load_file(path))
+            return net.eval()
+        self._static("source", net, self.run.effort.source)
+        _keep(net, path)
+        return net.eval()
+
+    def _static(self, what: str, net: nn.Module, epochs: int) -> float:
+        """Train a static network in place; returns its validation accuracy."""
+        effort = self.run.effort
+        asked = Training(epochs, effort.rate, effort.batch, self.run.seed, effort.shift)
+        with bar(f"{self.run.network} s{self.run.seed}: {what}", shown=self.progress) as watch:
+            return self._timed(what, lambda: train(net, self.data, asked, watch))
+
+    def _dynamic(self, source: nn.Module) -> tuple[dc.DynamicModel, dict[str, Any]]:
+        """The model at its target, and what training says of validation and calibration."""
+        run, spec = self.run, self._method.specs[self.run.network]
+        dyn = self._timed("dynamize", lambda: dc.dynamize(source, spec, self.data.train.images[:2]))
+        shared, own = self._method.recipes(run.effort, run.target)
+        if shared.phases:
+            self._fit(dyn, shared, f"{self._method.base}-shared")
+        history = self._fit(dyn, own, f"{run.method}-{run.target:g}")
+        return dyn.eval(), {
+            "epochs": [asdict(epoch) for epoch in history.epochs],
+            "calibration": history.calibration,
+        }
+
+    def _fit(self, dyn: dc.DynamicModel, recipe: Any, name: str) -> Any:
+        effort = self.run.effort
+        batches = Batches.seeded(self.data.train, effort.batch, self.run.seed, effort.shift)
+        history = dc.fit(
+            dyn,
+            recipe,
+            batches,
+            list(self.data.validation.chunks()),
+            seed=self.run.seed,
+            directory=self.run.kept / name,
+            progress=self.progress,
+        )
+        self.seconds[name] = round(history.seconds, 1)
+        return history
+
+    # -- measuring ----------------------------------------------------------------------------
+
+    def _measured(self, source: nn.Module, dyn: dc.DynamicModel, history: dict[str, Any]) -> dict[str, Any]:
+        run, test = self.run, self.data.test
+        found, route = self._timed("test", lambda: measures.learned(dyn, test))
+        small = build(run.network, scale_for(run.network, run.target), run.seed)
+        contenders = {"dynamic": dyn, "static": small.eval()}
+        return {
+            "source": self._of_static(source, 1.0, run.effort.source),
+            "dynamic": {**found, "training": history},
+            "fixed": self._timed("fixed", lambda: measures.fixed(dyn, test)),
+            "random": self._timed(
+                "random", lambda: measures.random_routing(dyn, test, route, run.effort.draws, run.seed)
+            ),
+            "static": [self._baseline(share) for share in (run.target, 1.0)],
+            "speed": self._timed("speed", lambda: measures.speed(contenders, source, test, run.effort.pairs)),
+            "seconds": self.seconds,
+        }
+
+    def _baseline(self, share: float) -> dict[str, Any]:
+        """A static network of this share of MACs, trained as long as source and dynamic model together."""
+        path = self.run.kept / f"static-{share:g}.json"
+        if path.is_file():
+            return json.loads(path.read_text())
+        scale, epochs = scale_for(self.run.network, share), self.run.effort.total
+        net = build(self.run.network, scale, self.run.seed)
+        validation = self._static(f"static {share:g}", net, epochs)
+        full = count_macs(build(self.run.network))
+        found = self._of_static(net.eval(), count_macs(net) / full, epochs)
+        path.write_text(json.dumps({**found, "scale": scale, "validation": validation}))
+        return json.loads(path.read_text())
+
+    def _of_static(self, net: nn.Module, share: float, epochs: int) -> dict[str, Any]:
+        return {
+            "share": share,
+            "accuracy": accuracy(net, self.data.test),
+            "macs": count_macs(net),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "epochs": epochs,
+        }
+
+    def _timed(self, name: str, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        done = work()
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+        return done
+
+
+def _keep(net: nn.Module, path: Path) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    safetensors.torch.save_file({name: value.contiguous() for name, value in net.state_dict().items()}, aside)
+    aside.rename(path)
+
+
+def execute(run: Run, data: Data, *, progress: bool = True) -> Path:
+    """One run on its share of the data; the path of its results.
+
+    A warning of collapsed gates is part of the results (`use`), and does not stop a run.
+    """
+    torch.manual_seed(run.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        part = data if run.effort.samples is None else data.head(run.effort.samples)
+        return Protocol(run, part, progress).execute()

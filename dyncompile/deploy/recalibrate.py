@@ -1,0 +1,223 @@
+"""Estimate batch-norm statistics anew, for every column of the choices that have private ones.
+
+Statistics gathered in training are averages over weights that have moved on, and narrow networks were seen in
+fewer steps. Recalibration (Universally Slimmable Networks, ICCV 2019; DS-Net does it after its first stage)
+runs the final weights once more:
+
+    y = (x - mean_batch) / sqrt(var_batch + eps)       norms that are estimated: by the batch that runs
+    mean, var  <-  of x over all batches together      pooled, not a moving average; var unbiased
+
+It is the evaluation graph that runs, with those norms on batch statistics: dropout and stochastic depth are
+off. Norms that training does not update stay as they are, and so does everything that is no running
+statistic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from dyncompile.analysis.dims.call import bind
+from dyncompile.errors import InputError, SpecError
+from dyncompile.gate import without_gates
+from dyncompile.processes import total
+from dyncompile.program import POLICY, Decision
+from dyncompile.runtime import ops
+from dyncompile.runtime.compiled import compile_graph
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.state import STATE_PREFIX, state_tensors
+
+if TYPE_CHECKING:
+    from dyncompile.train.phase import Batch
+
+Columns = Mapping[str, int]
+"""Choice name -> column."""
+
+
+@torch.no_grad()
+def recalibrate(dyn: DynamicModel, batches: Iterable[Batch], *, limit: int = 100, full: bool = False) -> None:
+    """Reset and estimate the running statistics of every uniform column (all choices at the same one).
+
+    Other choices run at full capacity. The source's own statistics, which are those of the full columns, are
+    left alone, so that the model still equals its source there. On several processes each gives its own
+    batches, and all get the statistics of all samples.
+
+    Args:
+        dyn: any dynamic model; nothing happens where no norm has private statistics (layer norms).
+        batches: training samples on the model's device, the more alike the later use the better. Batches of
+            one sample are left out: they have no variance.
+        limit: number of batches per column.
+        full: estimate the full columns' statistics, too.
+
+    Raises:
+        InputError: no batch holds two samples. No statistic has changed then.
+        SpecError: `limit` is below 1.
+    """
+    if limit < 1:
+        raise SpecError(f"recalibration needs at least one batch, got limit={limit}")
+    sites = _sites(dyn)
+    again = list(islice(batches, limit)) if iter(batches) is batches else batches
+    tensors = state_tensors(dyn.program.state)
+    for columns, wanted in _rounds(dyn, sites, full):
+        for name, value in _statistics(dyn, columns, wanted, islice(again, limit)).items():
+            tensors[name].copy_(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """A norm that training updates: its node, and names of its statistics per column of `choice`, if any."""
+
+    node: str
+    choice: str | None
+    means: tuple[str, ...]
+    variances: tuple[str, ...]
+
+    def at(self, columns: Columns) -> tuple[str, str]:
+        """Names of (mean, variance) where the choices are at `columns`."""
+        column = 0 if self.choice is None else columns[self.choice]
+        return self.means[column], self.variances[column]
+
+    def is_private(self, columns: Columns) -> bool:
+        """Whether its statistics there are not the source's own."""
+        return self.at(columns)[0].startswith(f"{STATE_PREFIX}.")
+
+
+def _sites(dyn: DynamicModel) -> list[_Site]:
+    graphs = dyn.program.graphs
+    learned = {_names(bind(n)["running_mean"])[1] for n in _norms(graphs["train"]) if bind(n)["training"]}
+    found: list[_Site] = []
+    for node in _norms(graphs["eval"]):
+        arguments = bind(node)
+        (choice, means), (_, variances) = (_names(arguments[f"running_{what}"]) for what in ("mean", "var"))
+        if means in learned:
+            found.append(_Site(node.name, choice, means, variances))
+    return found
+
+
+def _norms(graph: fx.Graph) -> Iterator[fx.Node]:
+    """Batch norms that keep running statistics."""
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.batch_norm.default and bind(node)["running_mean"] is not None:
+            yield node
+
+
+def _names(node: fx.Node) -> tuple[str | None, tuple[str, ...]]:
+    """(the choice that picks a statistic, state names per column); (None, one name) where it is shared."""
+    while node.op != "get_attr" and node.target is not ops.pick:
+        node = node.all_input_nodes[0]
+    if node.op == "get_attr":
+        return None, (str(node.target),)
+    decision, options = cast("tuple[fx.Node, Sequence[fx.Node]]", node.args)
+    return str(decision.args[1]), tuple(str(option.target) for option in options)
+
+
+def _rounds(dyn: DynamicModel, sites: Sequence[_Site], full: bool) -> Iterator[tuple[Columns, list[_Site]]]:
+    """Every uniform column with the norms whose statistics it gives; the full one first."""
+    choices = [dyn.choices[name] for name in dict.fromkeys(site.choice for site in sites if site.choice)]
+    whole = {c.name: c.full.index(1.0) for c in choices}
+    if full:
+        yield whole, [site for site in sites if not site.is_private(whole)]
+    for column in range(max((c.width for c in choices), default=0)):
+        columns = {c.name: min(column, c.width - 1) for c in choices}
+        own = [site for site in sites if site.is_private(columns)]
+        if own:
+            yield columns, own
+
+
+class _Probe:
+    """The graph's `policy` input: one decision for all rows, and sums [2C + 1] of what norms see.
+
+    The sums, by the names of the statistics, are those of x and x^2 per channel and the number of values per
+    channel, in float64. A norm that the network calls twice sees both.
+    """
+
+    def __init__(self, dyn: DynamicModel, columns: Columns, sites: Sequence[_Site]) -> None:
+        state = state_tensors(dyn.program.state)
+        self.rows = torch.arange(0)
+        self._names = {site.node: site.at(columns) for site in sites}
+        self.sums = {
+            names: torch.zeros(2 * len(state[names[0]]) + 1, dtype=torch.float64)
+            for names in self._names.values()
+        }
+        self._decisions = _decisions(dyn, columns)
+
+    def decide(self, name: str, features: Sequence[Tensor]) -> Decision:
+        """The decision that this round runs at."""
+        return self._decisions[name]
+
+    def note(self, node: str, x: Tensor) -> None:
+        """Add the batch `x` [B, C, ...] that a norm sees."""
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = (value.double().cpu() for value in torch.var_mean(wide, axes, correction=0))
+        count = x.numel() // x.shape[1]
+        self.sums[self._names[node]] += torch.cat([mean, variance + mean**2, torch.ones(1).double()]) * count
+
+
+def observed_norm(
+    probe: Any, node: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Batch norm [B, C, ...] by the statistics of `x` itself; the probe sees `x`."""
+    probe.note(node, x)
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+
+
+def _observing(graph: fx.Graph, sites: Sequence[_Site]) -> fx.Graph:
+    """The graph with the norms at `sites` on batch statistics."""
+    policy = next(node for node in graph.nodes if node.op == "placeholder" and node.target == POLICY)
+    wanted = {site.node for site in sites}
+    for node in list(graph.nodes):
+        if node.name in wanted:
+            a = bind(node)
+            node.target = observed_norm
+            node.args = (policy, node.name, a["input"], a["weight"], a["bias"], a["eps"])
+            node.kwargs = {}
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _statistics(
+    dyn: DynamicModel, columns: Columns, sites: Sequence[_Site], batches: Iterable[Batch]
+) -> dict[str, Tensor]:
+    """New statistics by state name, from one round over the batches of all processes."""
+    forward = compile_graph(_observing(without_gates(dyn.program.graphs["eval"]), sites), "recalibration")
+    probe, signature = _Probe(dyn, columns, sites), dyn.program.signature
+    for batch in batches:
+        flat = signature.flatten(batch.args, batch.kwargs)
+        probe.rows = torch.arange(signature.rows(flat))
+        if len(probe.rows) > 1:
+            forward(dyn.program.state, probe, *flat)
+    sums = total(torch.cat(list(probe.sums.values())))
+    parts = torch.split(sums, [len(one) for one in probe.sums.values()])  # pyright: ignore
+    found: dict[str, Tensor] = {}
+    for names, part in zip(probe.sums, cast("Sequence[Tensor]", parts), strict=True):
+        found.update(zip(names, _moments(part), strict=True))
+    return found
+
+
+def _moments(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, unbiased variance) [C] of the sums [2C + 1] of a probe."""
+    count, channels = float(sums[-1]), len(sums) // 2
+    if count < 2:
+        raise InputError(
+            "recalibration saw no batch with at least two samples",
+            fix="give training batches of two samples or more",
+        )
+    mean, square = sums[:channels] / count, sums[channels:-1] / count
+    return mean, (square - mean**2).clamp(min=0) * count / (count - 1)
+
+
+def _decisions(dyn: DynamicModel, columns: Columns) -> dict[str, Decision]:
+    """One row per choice: its column, or full capacity."""
+    found: dict[str, Decision] = {}
+    for choice in dyn.choices.values():
+        at = columns.get(choice.name)
+        row = choice.full if at is None else choice.row(at)
+        found[choice.name] = Decision(torch.tensor([row]), row.index(max(row)))
+    return found

@@ -1,0 +1,170 @@
+"""Terms that hold the mean cost of learned routes to a budget. Cost is path and decision nets.
+
+    share = (mean MACs of the route + MACs of the decision nets) / MACs of the source
+    cost  = (share - smallest share) / (full share - smallest share)      in [0, 1] for every model
+
+`Budget` is a method of multipliers for one constraint: the multiplier rises while routes cost too much and
+falls while they cost too little, and a penalty on the present error damps the swing (Platt and Barr, NIPS
+1987). Errors count in `cost`, time in phases and pressure in units of the task loss, so that one setting
+serves every model, target and length. The other two are the terms of the papers, which need a weight per
+setting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dyncompile.errors import SpecError
+from dyncompile.processes import mean_over_all
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.train.columns import check_target, reachable_shares
+from dyncompile.train.phase import Moment
+
+_NEAR = 0.05
+"""Error (in `cost`) from which on the multiplier moves at full rate."""
+
+_AHEAD = 0.05
+"""Part of a phase that the budget looks ahead."""
+
+
+def route_share(moment: Moment) -> Tensor:
+    """Share of the source's MACs of each sample, decision nets included: float64 [B], differentiable."""
+    dyn = moment.dyn
+    return (dyn.macs(moment.record.route) + dyn.decision_macs) / dyn.static_macs
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Steers the mean share of the source's MACs to `target`, whatever it takes.
+
+    Attributes:
+        target: share of the source's MACs, decision nets included.
+        rate: how far the multiplier moves over a phase at most.
+        damping: penalty per unit of error.
+        horizon: part of the phase over which the mean share is smoothed.
+        one_sided: only push down; routes may cost less than the target.
+
+    `rate` and `damping` are in units of the task loss (at least 1). The multiplier and the mean are kept in
+    `moment.memory`; over several processes the mean is that of all.
+
+    Raises when called:
+        SpecError: the target is below the smallest route.
+    """
+
+    target: float
+    rate: float = 16.0
+    damping: float = 40.0
+    horizon: float = 0.005
+    one_sided: bool = False
+
+    def __post_init__(self) -> None:
+        _check_share(self.target)
+        if min(self.rate, self.damping, self.horizon) < 0 or self.rate + self.damping == 0:
+            raise SpecError(
+                f"rate, damping and horizon of a budget are at least 0 and do something, got {self}"
+            )
+
+    def __call__(self, moment: Moment) -> Tensor:
+        """(multiplier + damping x error) x cost: a scalar; its gradient is that pressure times the cost's."""
+        if not moment.memory:
+            check_target(moment.dyn, self.target)
+        least, span = _range(moment.dyn)
+        shares = route_share(moment)
+        error = (self._expected(moment, shares) - self.target) / span
+        unit = max(1.0, self._unit(moment))
+        pressure = unit * (self._multiplier(moment, error) + self.damping * error)
+        pressure = max(0.0, pressure) if self.one_sided else pressure
+        return (pressure * (shares.mean() - least) / span).float()
+
+    def _multiplier(self, moment: Moment, error: float) -> float:
+        step = self.rate / max(moment.clock.steps, 1) * max(-1.0, min(1.0, error / _NEAR))
+        value = moment.memory.get("multiplier", 0.0) + step
+        moment.memory["multiplier"] = max(0.0, value) if self.one_sided else value
+        return moment.memory["multiplier"]
+
+    def _expected(self, moment: Moment, shares: Tensor) -> float:
+        """Where the smoothed share will be shortly: it goes on as it has moved away from its slow mean.
+
+        So the multiplier does not wind up while the share is on its way.
+        """
+        present, _ = mean_over_all(shares)
+        fast = self._follow(moment, "share", present, self.horizon)
+        return 2 * fast - self._follow(moment, "slow share", present, _AHEAD)
+
+    def _unit(self, moment: Moment) -> float:
+        """Smoothed size of the task loss."""
+        with torch.no_grad():
+            loss = moment.loss(moment.record.output, moment.batch.target)
+        return self._follow(moment, "loss", abs(mean_over_all(loss.reshape(1))[0]), self.horizon)
+
+    def _follow(self, moment: Moment, name: str, value: float, horizon: float) -> float:
+        weight = 1 / max(1.0, horizon * moment.clock.steps)
+        before = moment.memory.get(name, value)
+        moment.memory[name] = before + weight * (value - before)
+        return moment.memory[name]
+
+
+@dataclass(frozen=True, slots=True)
+class RatioBudget:
+    """``weight (F / T)^2``, F the mean MACs of the routes: DS-Net's cost term. It only pushes down.
+
+    Attributes:
+        weight: 0.5 in DS-Net's code.
+        reference: T in MACs; None is the source's own count. DS-Net's code has 1e9 for every network, against
+            which small networks hardly feel the term.
+    """
+
+    weight: float = 0.5
+    reference: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference is not None and self.reference <= 0:
+            raise SpecError(f"the reference of a budget is a positive number of MACs, got {self.reference}")
+
+    def __call__(self, moment: Moment) -> Tensor:
+        """A scalar."""
+        reference = self.reference or moment.dyn.static_macs
+        macs = route_share(moment).mean() * moment.dyn.static_macs
+        return (self.weight * (macs / reference) ** 2).float()
+
+
+@dataclass(frozen=True, slots=True)
+class HingeBudget:
+    """``weight max(0, (E[F] - alpha) / (Cmax - Cmin))``: the cost term of DRNet (NeurIPS 2021).
+
+    Attributes:
+        weight: 0.2 in the paper, 0.1 to 1 tried.
+        target: alpha as a share of the source's MACs. Whether the paper's alpha counts the decision net is
+            not said; here it does, as everywhere.
+    """
+
+    target: float
+    weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_share(self.target)
+
+    def __call__(self, moment: Moment) -> Tensor:
+        """A scalar; 0 below the target."""
+        _, span = _range(moment.dyn)
+        excess = (route_share(moment).mean() - self.target) / span
+        return (self.weight * excess.clamp(min=0)).float()
+
+
+def _range(dyn: DynamicModel) -> tuple[float, float]:
+    """(share of the smallest route, what the full one takes on top). SpecError where all cost the same."""
+    least, most = reachable_shares(dyn)
+    if most <= least:
+        raise SpecError(
+            f"a budget has nothing to steer: every route takes {least:.1%} of the source's MACs",
+            fix="offer columns of different cost, or leave the budget out",
+        )
+    return least, most - least
+
+
+def _check_share(target: float) -> None:
+    if not 0 < target <= 1:
+        raise SpecError(f"a target is a share of the source's MACs in (0, 1], got {target}")

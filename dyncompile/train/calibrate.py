@@ -1,0 +1,195 @@
+"""Meeting a budget after training: one scalar shifts all gates towards cheaper or costlier columns.
+
+    logits_c  ->  logits_c - alpha * share_c      share_c [width]: MACs of the columns, relative to the source
+
+Logits are read as what a column is worth; `alpha` is then the price of computation, and the same price for
+every gate is what a Lagrangian asks for. It is bisected until the mean cost of learned routes meets the
+target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dyncompile.errors import InputError
+from dyncompile.policies import Learned
+from dyncompile.processes import mean_over_all
+from dyncompile.program import Choice, Route
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.state import GATES
+from dyncompile.train.columns import check_target, column_shares, evaluating, learned_choices
+from dyncompile.train.phase import Batch
+
+_PASSES = 30
+"""Bisection steps at most: enough for a price to nine digits."""
+_EXTENT = 24
+"""Doublings of the price at most; 2^24 outweighs any logit that float32 trains to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What calibration did. Shares are of the source's MACs, decision nets included, mean over samples.
+
+    Attributes:
+        target: share that was asked for.
+        before, reached: shares before and after.
+        alpha: price that was taken off the logits, per whole of the source's MACs.
+        within: whether `reached` is within the tolerance of the target. Where it is not, many samples have
+            equal logits, and no price separates them.
+    """
+
+    target: float
+    before: float
+    reached: float
+    alpha: float
+    within: bool
+
+
+def calibrate(
+    dyn: DynamicModel, batches: Iterable[Batch], target: float, tolerance: float = 0.02
+) -> Calibration:
+    """Shift the biases of all decision nets until learned routes cost `target` on average.
+
+    Only the biases ``dyn.gates.<choice>.head.bias`` change. Batches are read once per bisection step (once in
+    all where there is a single gate); on several processes each gives its own and the mean is over all.
+
+    Args:
+        dyn: a model whose choices have decision nets; its mode stays as it is.
+        batches: validation samples, on the model's device.
+        target: mean share of the source's MACs, decision nets included.
+        tolerance: how far the reached share may be from the target, relative to the target.
+
+    Raises:
+        SpecError: no choice has a decision net, or the target is below the smallest route's share.
+        InputError: there are no samples.
+    """
+    choices = learned_choices(dyn, "calibration to a budget")
+    check_target(dyn, target)
+    gates = _Gates(dyn, choices)
+    if len(dyn.gated) == 1:
+        measure = _replayed(dyn, batches, choices[0], gates)
+    else:
+        measure = _rerun(dyn, list(batches) if iter(batches) is batches else batches, gates)
+    search = _Search(measure, target)
+    try:
+        alpha = search.run(tolerance)
+    except BaseException:
+        gates.shift(0.0)
+        raise
+    gates.shift(alpha)
+    reached = search.shares[alpha]
+    return Calibration(
+        target, search.shares[0.0], reached, alpha, abs(reached - target) <= tolerance * target
+    )
+
+
+class _Gates:
+    """Output biases of decision nets, and what they were."""
+
+    def __init__(self, dyn: DynamicModel, choices: list[Choice]) -> None:
+        parameters: Mapping[str, nn.Parameter] = dict(dyn.named_parameters())
+        self._biases = {c.name: parameters[f"{GATES}.{c.name}.head.bias"] for c in choices}
+        self._before = {name: bias.detach().clone() for name, bias in self._biases.items()}
+        self.shares = {c.name: column_shares(dyn, c) for c in choices}
+
+    @torch.no_grad()
+    def shift(self, alpha: float) -> None:
+        """Biases as they were, less `alpha` times the cost of each column."""
+        for name, bias in self._biases.items():
+            bias.copy_(self._before[name] - alpha * self.shares[name].to(bias))
+
+
+@dataclass
+class _Search:
+    """Bisection of a share that falls with the price; every share that was measured is kept."""
+
+    measure: Callable[[float], float]
+    target: float
+    shares: dict[float, float] = field(default_factory=dict[float, float])
+
+    def run(self, tolerance: float) -> float:
+        """The price whose share comes nearest to the target, the smallest such price."""
+        low, high = self._bracket()
+        for _ in range(_PASSES):
+            if self._distance(self._nearest()) <= tolerance * self.target / 20 or high - low < 1e-9:
+                break
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._share(middle) > self.target else (low, middle)
+        return self._nearest()
+
+    def _bracket(self) -> tuple[float, float]:
+        """Two prices, the first too low and the second too high."""
+        sign = 1.0 if self._share(0.0) > self.target else -1.0
+        inner, outer = 0.0, sign
+        for _ in range(_EXTENT):
+            if (self._share(outer) - self.target) * sign <= 0:
+                break
+            inner, outer = outer, 2 * outer
+        return min(inner, outer), max(inner, outer)
+
+    def _share(self, alpha: float) -> float:
+        if alpha not in self.shares:
+            self.shares[alpha] = self.measure(alpha)
+        return self.shares[alpha]
+
+    def _nearest(self) -> float:
+        return min(self.shares, key=lambda alpha: (self._distance(alpha), abs(alpha)))
+
+    def _distance(self, alpha: float) -> float:
+        return abs(self.shares[alpha] - self.target)
+
+
+def _rerun(dyn: DynamicModel, batches: Iterable[Batch], gates: _Gates) -> Callable[[float], float]:
+    """The mean share at a price, by running the model: later gates see what earlier ones decided."""
+
+    def measure(alpha: float) -> float:
+        gates.shift(alpha)
+        return _mean_share(dyn, [route for route, _ in _routes(dyn, batches)])
+
+    return measure
+
+
+def _replayed(
+    dyn: DynamicModel, batches: Iterable[Batch], choice: Choice, gates: _Gates
+) -> Callable[[float], float]:
+    """The same for a single gate, whose logits before the shift do not depend on the price: one run."""
+    found = _routes(dyn, batches)
+    route = {name: torch.cat([one[name] for one, _ in found]) for name in found[0][0]} if found else {}
+    logits = (
+        torch.cat([logits[choice.name] for _, logits in found]) if found else torch.zeros(0, choice.width)
+    )
+
+    def measure(alpha: float) -> float:
+        shifted = logits - (alpha * gates.shares[choice.name]).to(logits)
+        rows = Learned().decide(choice, len(shifted), shifted)
+        return _mean_share(dyn, [{**route, choice.name: rows}] if found else [])
+
+    return measure
+
+
+def _routes(dyn: DynamicModel, batches: Iterable[Batch]) -> list[tuple[Route, Route]]:
+    """(route, logits) of each batch as the decision nets have it, on CPU."""
+    found: list[tuple[Route, Route]] = []
+    with evaluating(dyn):
+        for batch in batches:
+            record = dyn.record(*batch.args, policy=Learned(), execution="sparse", **batch.kwargs)
+            found.append((_on_cpu(record.route), _on_cpu(record.logits)))
+    return found
+
+
+def _on_cpu(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu() for name, value in rows.items()}
+
+
+def _mean_share(dyn: DynamicModel, routes: list[Route]) -> float:
+    """Over the samples of all processes. Raises InputError where there are none."""
+    macs = torch.cat([torch.zeros(0, dtype=torch.float64), *(dyn.macs(route).cpu() for route in routes)])
+    shares = (macs + dyn.decision_macs) / dyn.static_macs
+    mean, samples = mean_over_all(shares)
+    if samples == 0:
+        raise InputError("there are no samples to calibrate on", fix="give at least one validation batch")
+    return mean

@@ -1,0 +1,153 @@
+"""The benchmark on Fashion-MNIST: its data, the sizes of its networks, its figures. Needs no download."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.fashion import files
+from benchmarks.fashion.data import Batches, Data, Split, augment, load, read_idx
+from benchmarks.fashion.networks import build, count_macs, scale_for
+from benchmarks.fashion.plot import SERIES, figure
+from benchmarks.fashion.summary import at_share
+from dyncompile.errors import DyncompileError
+
+PER_CLASS = 1100
+
+
+def write_idx(path: Path, array: np.ndarray, *, kind: int = 0x08, cut: int = 0) -> Path:
+    """An idx .gz file of bytes, possibly with a wrong type or without its last bytes."""
+    head = struct.pack(f">BBBB{array.ndim}i", 0, 0, kind, array.ndim, *array.shape)
+    content = head + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content[: len(content) - cut]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of the real layout: the pixels of an image spell its number."""
+    where = tmp_path_factory.mktemp("fashion")
+    for part, count in (("train", 10 * PER_CLASS), ("t10k", 20)):
+        images = np.zeros((count, 28, 28))
+        images[:, 0, 0], images[:, 0, 1] = np.arange(count) % 256, np.arange(count) // 256
+        write_idx(where / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(where / f"{part}-labels-idx1-ubyte.gz", np.arange(count) % 10)
+    return where
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> Data:
+    return load(folder)
+
+
+def numbers(split: Split, data: Data) -> set[int]:
+    """Which images of the training file a part holds, read back from their pixels."""
+    dark = data.train.images.min()
+    pixel = (split.images[:, 0, 0, :2] - dark) / (data.train.images[:, 0, 0, 0].max() - dark) * 255
+    return {int(a) + 256 * int(b) for a, b in pixel.round().tolist()}
+
+
+def test_split_is_stratified_disjoint_and_whole(data: Data) -> None:
+    assert data.validation.labels.bincount().tolist() == [1000] * 10
+    assert data.train.labels.bincount().tolist() == [PER_CLASS - 1000] * 10
+    train, validation = numbers(data.train, data), numbers(data.validation, data)
+    assert not train & validation
+    assert train | validation == set(range(10 * PER_CLASS))
+
+
+def test_split_is_the_same_every_time(folder: Path, data: Data) -> None:
+    assert torch.equal(load(folder).train.images, data.train.images)
+
+
+def test_only_training_images_set_the_scale(data: Data) -> None:
+    assert abs(float(data.train.images.mean())) < 1e-4
+    assert abs(float(data.train.images.std()) - 1) < 1e-4
+    assert abs(float(data.test.images.mean())) > 1e-3
+
+
+def test_augmentation_moves_and_mirrors() -> None:
+    images = torch.zeros(400, 1, 28, 28)
+    images[:, :, 10, 5] = 1.0
+    moved = augment(images, torch.Generator().manual_seed(0))
+    assert moved.sum((1, 2, 3)).tolist() == [1.0] * 400
+    places = {tuple(place) for place in moved[:, 0].nonzero()[:, 1:].tolist()}
+    assert places == {(row, column) for row in range(8, 13) for column in (*range(3, 8), *range(20, 25))}
+
+
+def test_augmentation_fills_with_background() -> None:
+    moved = augment(torch.full((50, 1, 28, 28), -0.8), torch.Generator().manual_seed(0))
+    assert torch.equal(moved, torch.full_like(moved, -0.8))
+
+
+def test_an_epoch_follows_its_generator(data: Data) -> None:
+    part = data.train.head(70)
+    batches = Batches.seeded(part, 32, seed=3)
+    first, second = list(batches), list(batches)
+    assert [len(labels) for _, labels in first] == [32, 32, 6]
+    assert len(batches) == 3
+    assert sorted(torch.cat([labels for _, labels in first]).tolist()) == sorted(part.labels.tolist())
+    assert not torch.equal(first[0][0], second[0][0])
+    batches.generator.manual_seed(3)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, batches, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "cut"), [(0x0D, 0), (0x08, 1)])
+def test_a_header_that_lies_is_an_error(tmp_path: Path, kind: int, cut: int) -> None:
+    path = write_idx(tmp_path / "x.gz", np.zeros((2, 3)), kind=kind, cut=cut)
+    with pytest.raises(DyncompileError, match=r"x\.gz"):
+        read_idx(path)
+
+
+def test_damaged_files_are_named_all(folder: Path) -> None:
+    with pytest.raises(DyncompileError) as caught:
+        files.locate(system=folder / "none", local=folder)
+    assert all(name in str(caught.value) for name in files.SHA256)
+
+
+def test_without_apt_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DyncompileError, match=files.PACKAGE) as caught:
+        files.fetch(tmp_path / "data")
+    assert str(tmp_path / "data") in str(caught.value)
+    assert not (tmp_path / "data").exists()
+
+
+CONVOLUTIONS = 28_224 + 903_168 + (225_792 + 451_584 + 25_088) + (294_912 + 589_824 + 32_768)
+"""MACs by hand: stem at 14 x 14, stages at 14, 7 and 4 pixels with their shortcuts."""
+
+LAYERS = 4 * (50 * (4 * 48 * 48 + 2 * 48 * 96) + 2 * 4 * 50 * 50 * 12)
+"""MACs by hand: projections and MLP of 50 tokens, then scores and mixtures of 4 heads of width 12."""
+
+
+@pytest.mark.parametrize(
+    ("network", "macs"), [("resnet", CONVOLUTIONS + 640), ("vit", 49 * 16 * 48 + LAYERS + 480)]
+)
+def test_macs_are_those_counted_by_hand(network: str, macs: int) -> None:
+    assert count_macs(build(network)) == macs
+
+
+@pytest.mark.parametrize("network", ["resnet", "vit"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+def test_static_baselines_have_the_share_asked_for(network: str, share: float) -> None:
+    scaled = build(network, scale_for(network, share))
+    assert count_macs(scaled) / count_macs(build(network)) == pytest.approx(share, rel=0.03)
+
+
+def test_fixed_routes_are_interpolated_at_a_share() -> None:
+    fixed = [{"share": share, "accuracy": found} for share, found in ((1.0, 0.9), (0.2, 0.5), (0.6, 0.8))]
+    assert at_share(fixed, 0.4) == pytest.approx(0.65)
+    assert at_share(fixed, 0.1) == 0.5
+    assert at_share(fixed, 1.1) == 0.9
+
+
+def test_a_figure_is_xml_with_one_mark_per_point_and_series() -> None:
+    series: dict[str, list[tuple[float, float]]] = {name: [] for name in SERIES}
+    series["learned"] = [(0.5, 0.9), (0.3, 0.8)]
+    drawn = ElementTree.fromstring(figure("a title", series))
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == 2 + len(SERIES)
