@@ -168,7 +168,7 @@ def _broken_literal(dyn: dc.DynamicModel) -> None:
     for mode, graph in dyn.program.graphs.items():
         relu = next(node for node in graph.nodes if "relu" in str(node.target))
         relu.replace_all_uses_with(relu.args[0])  # pyright: ignore[reportArgumentType]
-        dyn._forwards[mode] = compile_graph(graph, mode)  # pyright: ignore[reportPrivateUsage]
+        dyn._forwards[mode] = compile_graph(graph, mode, dyn.program.state)  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize(

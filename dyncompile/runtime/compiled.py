@@ -3,20 +3,62 @@
 from __future__ import annotations
 
 import linecache
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from torch import fx
+from torch import Tensor, fx, nn
+
+from dyncompile.program import copy_graph
+from dyncompile.torchlib import own_buffers, own_modules, own_parameters
 
 GraphForward = Callable[..., Sequence[Any]]
-"""``forward(state, *graph inputs)`` -> flat outputs."""
+"""``forward(*graph inputs)`` -> flat outputs."""
+
+_Slot = tuple[dict[str, Any], str]
+"""Where a tensor is registered: a module's live dictionary, and its key there."""
 
 
-def compile_graph(graph: fx.Graph, name: str) -> GraphForward:
-    """A graph as a Python function of (state, *placeholders), with source lines in tracebacks."""
+def compile_graph(graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
+    """A graph as a function that reads `state` as it is at each call, with source lines in tracebacks.
+
+    State is looked up in the modules' dictionaries: a dotted path of attributes would take longer than many
+    an operator.
+    """
+    graph, slots = _with_state_as_input(graph, state)
     code = graph.python_code("self")
     namespace: dict[str, Any] = dict(code.globals)
     filename = f"<dyncompile {name} graph {id(graph):x}>"
     linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
     exec(compile(code.src, filename, "exec"), namespace)
-    return cast(GraphForward, namespace["forward"])
+    function = cast(GraphForward, namespace["forward"])
+
+    def forward(*inputs: Any) -> Sequence[Any]:
+        return function(None, [registered[key] for registered, key in slots], *inputs)
+
+    return forward
+
+
+def _with_state_as_input(source: fx.Graph, state: nn.Module) -> tuple[fx.Graph, list[_Slot]]:
+    """A copy whose first input is the list of tensors that it reads, and where to find each."""
+    graph = copy_graph(source)
+    first = next(iter(graph.nodes))
+    with graph.inserting_before(first):
+        tensors = graph.placeholder("tensors")
+    slots: dict[str, int] = {}
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        at = slots.setdefault(str(node.target), len(slots))
+        with graph.inserting_before(node):
+            read = graph.call_function(operator.getitem, (tensors, at))
+        node.replace_all_uses_with(read)
+        graph.erase_node(node)
+    return graph, [_slot(state, name) for name in slots]
+
+
+def _slot(state: nn.Module, name: str) -> _Slot:
+    *path, leaf = name.split(".")
+    owner = state
+    for part in path:
+        owner = cast(nn.Module, own_modules(owner)[part])
+    found: dict[str, Tensor | None] = cast(Any, own_parameters(owner))
+    return (found if leaf in found else cast(Any, own_buffers(owner))), leaf

@@ -65,7 +65,7 @@ class DynamicModel(nn.Module):
             object.__setattr__(self, attribute, getattr(program.state, attribute))
         plain: dict[Mode, fx.Graph] = {mode: without_gates(program.graphs[mode]) for mode in MODES}
         self._plain = plain
-        self._forwards = {mode: compile_graph(plain[mode], mode) for mode in MODES}
+        self._forwards = {mode: compile_graph(plain[mode], mode, program.state) for mode in MODES}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
         self._dense: dict[Mode, GraphForward] = {}
 
@@ -107,7 +107,7 @@ class DynamicModel(nn.Module):
             return self._run_dense(flat, rows, policy)
         planned: Route = {} if asks else plan_route(policy, self.choices, rows)
         if not asks and len(groups := group_rows(planned, self.choices, rows)) == 1:
-            outputs = self._forwards[self.mode](self.program.state, groups[0], *flat)
+            outputs = self._forwards[self.mode](groups[0], *flat)
             return Record(self.program.signature.unflatten(outputs), planned, {})
         return self._run_sparse(flat, rows, policy, planned)
 
@@ -125,17 +125,17 @@ class DynamicModel(nn.Module):
             )
         if self.mode not in self._dense:
             self._dense[self.mode] = compile_graph(
-                densify(self.program, self.facts.dims, self.mode), f"dense {self.mode}"
+                densify(self.program, self.facts.dims, self.mode), f"dense {self.mode}", self.program.state
             )
         steering = Deciding(policy, self.choices, torch.arange(rows))
-        outputs = self._dense[self.mode](self.program.state, steering, *flat)
+        outputs = self._dense[self.mode](steering, *flat)
         return Record(self.program.signature.unflatten(outputs), steering.route, steering.logits)
 
     def _run_sparse(self, flat: Sequence[Any], rows: int, policy: Policy, planned: Route) -> Record:
         run = SparseRun(
             self._cut(asks=policy.reads_gates), self.facts.dims.graphs[self.mode].types, self.choices
         )
-        done = run.run(self.program.state, dict(zip(self._inputs, flat, strict=True)), rows, policy, planned)
+        done = run.run(dict(zip(self._inputs, flat, strict=True)), rows, policy, planned)
         outputs = self._merge([out for _, out in done.parts], torch.cat([at for at, _ in done.parts]))
         return Record(self.program.signature.unflatten(outputs), done.route, done.logits)
 
@@ -145,7 +145,7 @@ class DynamicModel(nn.Module):
         if key not in self._segments:
             graph = self.program.graphs[self.mode] if asks else self._plain[self.mode]
             types = self.facts.dims.graphs[self.mode].types
-            self._segments[key] = cut(graph, types, self.program.sized)
+            self._segments[key] = cut(graph, types, self.program)
         return self._segments[key]
 
     @cached_property

@@ -18,7 +18,7 @@ from torch import fx
 from dyncompile.analysis.dims.algebra import BATCH, elastics
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.flow import carries_tensor
-from dyncompile.program import POLICY, Sized
+from dyncompile.program import POLICY, Program
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.rows import batch_axis
@@ -36,7 +36,7 @@ class Segment:
         takes, gives: values that it reads from earlier segments, and those that later ones read from it.
         alive: earlier choices that this or a later segment depends on.
         live: values that this or a later segment reads; others can be forgotten.
-        forward: ``(state, policy, *takes)`` -> gives, or the outputs in the last segment.
+        forward: ``(policy, *takes)`` -> gives, or the outputs in the last segment.
     """
 
     choices: tuple[str, ...]
@@ -48,14 +48,15 @@ class Segment:
     forward: GraphForward
 
 
-def cut(graph: fx.Graph, types: Mapping[str, Type], sized: Mapping[str, Sized]) -> list[Segment]:
-    """The segments of a graph; a single one where nothing is decided after the inputs."""
-    return _Cutter(graph, types, sized).segments()
+def cut(graph: fx.Graph, types: Mapping[str, Type], program: Program) -> list[Segment]:
+    """The segments of a program's graph; a single one where nothing is decided after the inputs."""
+    return _Cutter(graph, types, program).segments()
 
 
 class _Cutter:
-    def __init__(self, graph: fx.Graph, types: Mapping[str, Type], sized: Mapping[str, Sized]) -> None:
-        self._graph, self._types, self._sized = graph, types, sized
+    def __init__(self, graph: fx.Graph, types: Mapping[str, Type], program: Program) -> None:
+        self._graph, self._types, self._sized = graph, types, program.sized
+        self.state = program.state
         self._home: dict[fx.Node, int] = {}
         self._decisions: list[list[fx.Node]] = [[]]
         self._place()
@@ -178,7 +179,7 @@ class _Piece:
         if not any(node.op == "output" for node in self._graph.nodes):
             self._graph.output(tuple(self._env[node] for node in gives))
         self._graph.lint()
-        return compile_graph(self._graph, f"segment {self._index}")
+        return compile_graph(self._graph, f"segment {self._index}", self._cutter.state)
 
 
 def _moving(found: Type) -> set[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dyncompile.analysis.dims.call import Type
 from dyncompile.policies import Policy
@@ -49,16 +49,14 @@ class SparseRun:
         self._decided: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._logits: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def run(
-        self, state: nn.Module, inputs: Mapping[str, Any], rows: int, policy: Policy, planned: Route
-    ) -> Finished:
+    def run(self, inputs: Mapping[str, Any], rows: int, policy: Policy, planned: Route) -> Finished:
         """Run `inputs` (by name) of `rows` rows; choices that `planned` lacks are decided on the way."""
         parts = [Part(Group(torch.arange(rows), {}), inputs)]
         outputs: list[Sequence[Any]] = []
         for segment in self._segments:
             parts = self._merged(parts, segment)
             parts = [new for part in parts for new in self._split(part, segment, policy, planned)]
-            outputs = [self._advance(state, part, segment) for part in parts]
+            outputs = [self._advance(part, segment) for part in parts]
             parts = [
                 Part(part.group, {**part.values, **dict(zip(segment.gives, given, strict=False))})
                 for part, given in zip(parts, outputs, strict=True)
@@ -66,8 +64,8 @@ class SparseRun:
         finished = tuple((part.rows, out) for part, out in zip(parts, outputs, strict=True))
         return Finished(finished, _in_order(self._decided), _in_order(self._logits))
 
-    def _advance(self, state: nn.Module, part: Part, segment: Segment) -> Sequence[Any]:
-        return segment.forward(state, part.group, *(part.values[name] for name in segment.takes))
+    def _advance(self, part: Part, segment: Segment) -> Sequence[Any]:
+        return segment.forward(part.group, *(part.values[name] for name in segment.takes))
 
     def _merged(self, parts: list[Part], segment: Segment) -> list[Part]:
         """Parts that differ in no choice that is still alive become one."""
