@@ -186,13 +186,14 @@ def _statistics(
     dyn: DynamicModel, columns: Columns, sites: Sequence[_Site], batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
     """New statistics by state name, from one round over the batches of all processes."""
-    forward = compile_graph(_observing(without_gates(dyn.program.graphs["eval"]), sites), "recalibration")
+    graph = _observing(without_gates(dyn.program.graphs["eval"]), sites)
+    forward = compile_graph(graph, "recalibration", dyn.program.state)
     probe, signature = _Probe(dyn, columns, sites), dyn.program.signature
     for batch in batches:
         flat = signature.flatten(batch.args, batch.kwargs)
         probe.rows = torch.arange(signature.rows(flat))
         if len(probe.rows) > 1:
-            forward(dyn.program.state, probe, *flat)
+            forward(probe, *flat)
     sums = total(torch.cat(list(probe.sums.values())))
     parts = torch.split(sums, [len(one) for one in probe.sums.values()])  # pyright: ignore
     found: dict[str, Tensor] = {}
