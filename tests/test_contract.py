@@ -43,6 +43,14 @@ DECIDING: Mapping[str, tuple[str, ...]] = {
 COMPOSED = [
     [f"dsnet({FINE}, include='fc1|mlp|conv1')", f"dsnet({FINE}, exclude='fc1|mlp|conv1', name='rest')"],
     [f"dsnet({FINE}, exclude='fc1|conv1', per='dim')", f"dsnet({FINE}, include='fc1|conv1', name='late')"],
+    [
+        "dsnet(divisor=1, minimum=1, include='fc1|mlp|conv1')",
+        "dsnet(divisor=1, minimum=1, exclude='fc1|mlp|conv1', name='rest', per='block')",
+    ],
+    [
+        "dsnet(divisor=1, minimum=1, include='fc1|mlp|conv1', per='block')",
+        f"dsnet({FINE}, exclude='fc1|mlp|conv1', name='rest')",
+    ],
 ]
 
 FIXED: tuple[Make, ...] = (
@@ -107,9 +115,10 @@ def test_third_party_networks_hold_the_contract(name: str) -> None:
     found = third_party(name)
     example = found.args or found.kwargs
     for method in registry.methods():
-        turn = CONFIGURATIONS.get(method, (method,))
-        spec = turn[THIRD_PARTY.index(name) % len(turn)]
-        assert dc.verify(dc.dynamize(found.module, spec, example), found.module, example, routes=1).passed
+        for turn in (CONFIGURATIONS.get(method, (method,)), DECIDING.get(method, ())):
+            for spec in turn[THIRD_PARTY.index(name) % max(len(turn), 1) :][:1]:
+                dyn = dc.dynamize(found.module, spec, example)
+                assert dc.verify(dyn, found.module, example, routes=1).passed
 
 
 @pytest.mark.parametrize("methods", COMPOSED, ids=str)

@@ -18,6 +18,7 @@ from dyncompile.runtime.model import Record
 from dyncompile.train import Batch, Clock, Moment
 from dyncompile.train.objectives import Consistency, Distillation, TaskLoss, logits_of, target_of
 from dyncompile.train.sparsification import ExpectedLoss, Sparsification
+from dyncompile.train.worth import Worth
 
 LABELS = torch.tensor([0, 2, 1])
 STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.5, 2.0], [0.0, 3.0, 0.0]])
@@ -274,6 +275,24 @@ def test_expected_loss_by_hand() -> None:
     torch.testing.assert_close(found, 2 * total / 5)
     (gradient,) = torch.autograd.grad(found, logits)
     torch.testing.assert_close(gradient, torch.autograd.grad(2 * total / 5, logits)[0])
+
+
+def test_worth_by_hand() -> None:
+    outputs, labels = torch.randn(3, 5, 4), torch.tensor([0, 1, 2, 3, 0])
+    logits = torch.randn(5, 3, requires_grad=True)
+    given = Given(None, labels, {"width": logits}, Scripted(outputs, {"width": 3}))
+    total = torch.zeros(())
+    for sample in range(5):
+        losses = [-outputs[k, sample].log_softmax(0)[labels[sample]] for k in range(3)]
+        wanted = torch.stack([-loss / 0.5 - (k + 1) / 3 for k, loss in enumerate(losses)]).softmax(0)
+        total = total + (wanted * (wanted.log() - logits[sample].log_softmax(0))).sum()
+    torch.testing.assert_close(Worth()(given.moment), total / 5)
+
+
+def test_worth_is_for_one_gate() -> None:
+    dyn = Scripted(saying(RIGHT), {"a": 3, "b": 3})
+    with pytest.raises(dc.SpecError, match="this model has 2"):
+        Worth()(Given(None, LABELS, {}, dyn).moment)
 
 
 def test_expected_loss_is_for_one_gate() -> None:

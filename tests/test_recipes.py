@@ -118,7 +118,7 @@ def test_recipes_are_functions_found_by_name() -> None:
         ({"target": 1.5}, r"\(0, 1\], got 1.5"),
         ({"target": 0.0}, r"\(0, 1\], got 0.0"),
         ({"teacher": "ema"}, "bootstrap, ensemble, none"),
-        ({"sparsification": "best"}, "try_best, give_up, oracle, expected, none"),
+        ({"sparsification": "best"}, "try_best, give_up, oracle, expected, worth, none"),
         ({"random_widths": -1}, "got -1"),
         ({"teacher": "ensemble", "random_widths": 0}, "ensemble"),
         ({"teacher": "ensemble", "view": lambda batch: batch}, "ensemble"),

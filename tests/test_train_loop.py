@@ -191,6 +191,25 @@ def test_teacher_runs_once_per_policy_in_evaluation_mode() -> None:
     assert sorted(seen[0].sum(1).tolist()) == pytest.approx(sorted(expected.sum(1).tolist()), rel=1e-4)
 
 
+def test_an_earlier_turn_teaches_where_there_is_no_average() -> None:
+    """In-place distillation: what the first turn has just given, by this step's weights, without a run."""
+    given: list[Tensor] = []
+
+    def first(moment: Moment) -> Tensor:
+        given.append(moment.record.output)
+        return task(moment)
+
+    def second(moment: Moment) -> Tensor:
+        taught = moment.teacher(Full()).output
+        assert torch.equal(taught, given[-1])
+        assert not taught.requires_grad
+        return task(moment)
+
+    turns = (Turn(lambda _: Full(), {"a": first}), Turn(lambda _: Smallest(), {"b": second}))
+    run(conv_net(), recipe(Phase("both", turns, epochs=1)))
+    assert len(given) > 1
+
+
 def test_views_and_terms_of_turns() -> None:
     """A turn looks at its own view; terms of one name are told apart by their turn."""
     seen: dict[str, float] = {}

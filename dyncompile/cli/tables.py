@@ -81,7 +81,7 @@ def _learned_row(result: DemoResult) -> tuple[RenderableType, ...]:
     """The decision net's choices: no single graph, so no parameters of its own and nothing to differ from."""
     learned = result.learned
     return (
-        "learned",
+        "gated",
         quantity(learned.macs_share * result.source_macs),
         percent(learned.macs_share),
         "",
@@ -102,7 +102,7 @@ def _remarks(result: DemoResult) -> tuple[str, ...]:
     same = min(width.same_predictions for width in result.widths)
     use = ", ".join(f"{label}: {percent(share)}" for label, share in result.learned.use.items())
     return (
-        f"Learned: a decision net picks a width for every image ({use}), asked to spend "
+        f"Gated: a decision net picks a width for every image ({use}), asked to spend "
         f"{percent(config.target)} of the source's MACs. The same widths dealt to other images: accuracy "
         f"{percent(result.learned.shuffled_accuracy)}.",
         f"Source: {result.source_parameters:,} parameters, {quantity(result.source_macs)} MACs; accuracy "

@@ -90,9 +90,10 @@ class Turns:
         terms: list[Tensor] = []
         shares: list[Tensor] = []
         for i, turn in enumerate(self._phase.turns):
-            found, share, record = self._turn(i, turn, batch, clock, teacher, weight)
+            policy = turn.policy(clock)
+            found, share, record = self._turn(i, policy, batch, clock, teacher, weight)
             if turn.view is None and self._teacher is self._dyn:
-                known.append((turn.policy(clock), _detached(record)))
+                known.append((policy, _detached(record)))
             terms += found
             shares.append(share)
         return [*terms, torch.stack(shares).mean()]
@@ -100,14 +101,14 @@ class Turns:
     def _turn(
         self,
         i: int,
-        turn: Turn,
+        policy: Policy,
         batch: Batch,
         clock: Clock,
         teacher: Callable[[Policy], Record],
         weight: float,
     ) -> tuple[list[Tensor], Tensor, Record]:
+        turn = self._phase.turns[i]
         view = batch if turn.view is None else turn.view(batch)
-        policy = turn.policy(clock)
         self.learning |= policy.reads_gates
         with self._world.autocast():
             record = self._dyn.record(*view.args, policy=policy, execution=turn.execution, **view.kwargs)
