@@ -129,7 +129,7 @@ def _check_widths(written: dict[str, Any]) -> None:
 
 
 def _check_learned(written: dict[str, Any]) -> None:
-    learned, widths = written["gated"], written["widths"]
+    learned, widths = written["learned"], written["widths"]
     assert sum(learned["use"].values()) == pytest.approx(1)
     mixed = sum(learned["use"][w["label"]] * w["macs_share"] for w in widths)
     assert learned["macs_share"] == pytest.approx(mixed, abs=0.001)  # the decision net costs a little
