@@ -219,3 +219,30 @@ def test_a_trained_model_is_verified_with_its_own_weights() -> None:
 
 def _values(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("timm:resnet50", "dsnet(per=stage)"),
+        ("timm:mobilenetv3_small_100", "dsnet(per=block, grid=2)"),
+        ("timm:convnext_atto", "dsnet(per=stage, embedding=True)"),
+        ("timm:vit_tiny_patch16_224", "dsnet(per=block)"),
+        ("timm:swin_tiny_patch4_window7_224", "dsnet(per=stage)"),
+        ("timm:densenet121", "dsnet"),
+        ("torchvision:vgg11_bn", "dsnet(per=block)"),
+        ("hf:BertForSequenceClassification?num_hidden_layers=4", "dsnet(per=block)"),
+        (
+            "hf:LlamaForCausalLM?num_hidden_layers=2&hidden_size=256&intermediate_size=512&vocab_size=1000",
+            "dsnet",
+        ),
+    ],
+    ids=lambda value: value.split("?")[0],
+)
+def test_decision_nets_in_the_zoo(name: str, spec: str) -> None:
+    found = third_party(name)
+    example = found.args or found.kwargs
+    dyn = dc.dynamize(found.module, spec, example)
+    assert dyn.gated
+    assert dc.verify(dyn, found.module, example, routes=1).passed
