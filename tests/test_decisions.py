@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dyncompile as dc
+from dyncompile.analysis.dims.algebra import BATCH
 from dyncompile.runtime import sparse
+from dyncompile.runtime.rows import join_rows, select_rows
 from dyncompile.zoo.randomization import randomize
 from tests import handmade, oracles
 from tests.oracles import narrowed, state_of
@@ -224,6 +226,30 @@ def test_rows_meet_again_where_nothing_tells_them_apart(monkeypatch: pytest.Monk
     assert [rows for name, rows in calls if name == first and len(rows) > 1] == [[0, 4], [1, 5]]
     assert (second, [0, 1, 2, 3, 4]) in calls
     assert relative(torch.cat([record.output for record in alone]), output) < 1e-5
+
+
+def test_rows_stay_apart_while_their_widths_differ() -> None:
+    # The stream of the second stage, as wide as its first block decided, enters the second block.
+    one = subject(handmade.resnet)
+    dyn = one.dynamic("dsnet(per=block, divisor=1, minimum=1)")
+    *_, first, second = dyn.choices
+    x = one.args[0].repeat(2, 1, 1, 1)[:4]
+    route = {first: torch.eye(4)[[0, 3, 1, 0]], second: torch.eye(4)[[2, 2, 2, 3]]}
+    with torch.no_grad():
+        together = dyn.record(x, policy=dc.Forced(route)).output
+        rows = [{name: one_hot[i : i + 1] for name, one_hot in route.items()} for i in range(4)]
+        alone = [dyn.record(x[i : i + 1], policy=dc.Forced(row)).output for i, row in enumerate(rows)]
+    assert relative(torch.cat(alone), together) < 1e-5
+
+
+def test_rows_of_values_that_hold_several_positions_per_row() -> None:
+    windows = torch.arange(4 * 3 * 2).view(12, 2)  # 4 rows of 3 windows each, merged into one axis
+    found = ((BATCH, 3), (2,))
+    taken = select_rows(windows, found, torch.tensor([2, 0]), 4)
+    assert taken.tolist() == [*windows[6:9].tolist(), *windows[:3].tolist()]
+    parts = [select_rows(windows, found, torch.tensor(rows), 4) for rows in ([0, 1], [2, 3])]
+    assert torch.equal(join_rows(parts, found), windows)
+    assert select_rows(windows, ((12,), (2,)), torch.tensor([2]), 4) is windows
 
 
 def test_an_empty_batch_passes_all_decisions() -> None:
