@@ -9,9 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import conversion, widths
+from benchmarks import conversion, training_step, widths
 
-BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {"conversion": conversion.run, "widths": widths.run}
+BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "conversion": conversion.run,
+    "widths": widths.run,
+    "training_step": training_step.run,
+}
 
 
 def main(names: list[str]) -> int:

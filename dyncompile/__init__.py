@@ -1,8 +1,10 @@
 """dyncompile: turn any static PyTorch network into a dynamic one that spends less work on easy inputs.
 
->>> import dyncompile as dc >>> dyn = dc.dynamize(model, method="dsnet", example_inputs=images)  # trainable;
-equals `model` at full capacity >>> y, route = dyn.run(images, policy=dc.Sampled(seed=0)) >>> small =
-dc.specialize(dyn, dyn.route(0))  # a plain static, physically narrow fx.GraphModule
+>>> import dyncompile as dc
+>>> dyn = dc.dynamize(model, method="dsnet", example_inputs=images)  # equals `model` at full capacity
+>>> history = dc.fit(dyn, dc.recipes.dsnet(target=0.5), train_data, val_data)  # meets half of the MACs
+>>> logits, route = dyn.run(images, policy=dc.Learned())  # every image at the width that its gate picks
+>>> small = dc.specialize(dyn, dyn.route(0))  # a plain static, physically narrow fx.GraphModule
 """
 
 from dyncompile.analysis.facts import Facts

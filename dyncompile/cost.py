@@ -23,9 +23,10 @@ class _Term:
     coefficients: Tensor
 
     def value(self, rows: dict[str, Tensor], batch: int) -> Tensor:
-        total = self.coefficients.expand(batch, -1)
+        device = next((one.device for one in rows.values()), self.coefficients.device)
+        total = self.coefficients.to(device).expand(batch, -1)
         for choice, table in self.tables.items():
-            total = total * (rows[choice].to(torch.float64) @ table.to(rows[choice].device))
+            total = total * (rows[choice].to(torch.float64) @ table.to(device))
         return total.sum(1)
 
 
@@ -47,8 +48,16 @@ class Macs:
                 f"the route lacks the choices {missing}", fix="use the route that dyn.run returned"
             )
         batch = max((rows.shape[0] for rows in route.values()), default=1)
-        rows = {name: value.expand(batch, -1) for name, value in route.items()}
-        return sum((term.value(rows, batch) for term in self._terms), torch.zeros(batch, dtype=torch.float64))
+        device = _device(route)
+        rows = {name: value.to(device).expand(batch, -1) for name, value in route.items()}
+        none = torch.zeros(batch, dtype=torch.float64, device=device)
+        return sum((term.value(rows, batch) for term in self._terms), none)
+
+
+def _device(route: Route) -> torch.device:
+    """Where decision nets ran; what policies decided without them lies on the CPU."""
+    cpu = torch.device("cpu")
+    return next((rows.device for rows in route.values() if rows.device != cpu), cpu)
 
 
 def _terms(program: Program, polynomial: Polynomial) -> list[_Term]:

@@ -53,10 +53,10 @@ def dynamize(
     """Turn a static network into a dynamic one that equals it exactly at full capacity.
 
     Args:
-        model: any eager module that torch.export can trace; it stays as it is. method: a registered name, a
-        spec string such as ``"dsnet(per=stage)"``, a pass, or a list of these. example_inputs: a tensor, a
-        tuple of positional or a dict of keyword arguments; None looks for them (timm's
-            `pretrained_cfg`, a Hugging Face config, else tries the first layer).
+        model: any eager module that torch.export can trace; it stays as it is.
+        method: a registered name, a spec string such as ``"dsnet(per=stage)"``, a pass, or a list of these.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; None looks for them
+            (timm's `pretrained_cfg`, a Hugging Face config, else tries the first layer).
         **config: fields of the pass, where `method` names one.
 
     Returns:

@@ -45,8 +45,7 @@ def fit(
     trackers: Sequence[Any] = (),
     progress: bool | Watch = True,
 ) -> History:
-    """Train a dynamic model by a recipe. The same script runs under python, `accelerate launch` and
-    `torchrun`.
+    """Train a dynamic model by a recipe, on one process or, under `torchrun`, on many.
 
     Over several processes every one takes `batch_size` samples per pass, gradients are averaged once per step
     (`dyncompile.train.distributed` says why there is no DistributedDataParallel), and widths are drawn in
@@ -57,9 +56,8 @@ def fit(
             (training or evaluation) that it was in, and the same parameters require gradients.
         recipe: phases in order, e.g. ``dc.recipes.dsnet()``.
         train_data: a dataset of (input, target) pairs or dicts (``labels`` is the target), a `DataLoader`, or
-        a
-            list of batches. A dataset is shuffled here, and every step is of the same size, give or take one
-            sample. A loader keeps its own sizes; `batch_size` and `workers` are then without effect.
+            a list of batches. A dataset is shuffled here, and every step is of the same size, give or take
+            one sample. A loader keeps its own sizes; `batch_size` and `workers` are then without effect.
         val_data: likewise, in the given order. The learned policy is validated on it after every epoch, and
             decision nets are shifted to `recipe.target` on it at the end; without it neither happens.
         loss: ``loss(output, target)`` -> scalar; by default cross-entropy on the output or its ``logits``, or
@@ -69,12 +67,12 @@ def fit(
         accumulate: forward passes per step whose gradients are averaged.
         workers: processes that read a dataset ahead.
         precision: "no", "bf16" or "fp16" (with a loss scale); None takes what `accelerate launch` says, else
-        no. seed: everything random follows from it. directory: where checkpoints and ``history.json`` go, on
-        a file system that every process sees; None
+            no.
+        seed: everything random follows from it.
+        directory: where checkpoints and ``history.json`` go, on a file system that every process sees; None
             writes nothing.
         resume: go on from the newest checkpoint in `directory`, on a CPU bit for bit as if nothing had
-        happened.
-            If training was finished, its result is loaded.
+            happened. If training was finished, its result is loaded.
         checkpoint_every: steps between checkpoints; there is one after every epoch in any case.
         keep_checkpoints: how many of the newest stay, besides the best one of a phase that keeps its best.
         trackers: names that Accelerate knows ("tensorboard", "wandb", ...) or its tracker objects.
