@@ -9,6 +9,7 @@ import torch
 
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.macs import covered, evaluate
+from dyncompile.gate import Gate
 from dyncompile.plan import Plan, Site
 from dyncompile.policies import Smallest
 from dyncompile.program import Choice, Domain, Program
@@ -48,11 +49,15 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceSummary:
-    """A choice, how many sites it decides, and what each of its columns costs."""
+    """A choice, how many sites it decides, who decides, and what each of its columns costs.
+
+    `decided` is "policy", or names the value that the choice's decision net reads.
+    """
 
     name: str
     domain: str
     sites: int
+    decided: str
     columns: tuple[Column, ...]
 
 
@@ -183,8 +188,16 @@ def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site]) -> ChoiceS
         name=choice.name,
         domain=choice.domain.value,
         sites=sum(site.choice == choice.name for site in sites),
+        decided=next(
+            (_gate(plan.gates[choice.name]) for plan in dyn.plans if choice.name in plan.gates), "policy"
+        ),
         columns=tuple(_columns(dyn, choice)),
     )
+
+
+def _gate(gate: Gate) -> str:
+    before = f", before {gate.point.branch}" if gate.point.branch else ""
+    return f"gate on {gate.point.name} [{'x'.join(map(str, gate.point.shape))}]{before}"
 
 
 def _columns(dyn: DynamicModel, choice: Choice) -> Iterator[Column]:

@@ -38,7 +38,7 @@ def sections(one: Explanation, *, verbose: bool = False) -> list[Section]:
         Section("Coverage", ("share of the source", "parameters", "MACs"), tuple(_coverage(one))),
         Section(
             "Choices",
-            ("name", "sites", "columns", "MACs", "parameters"),
+            ("name", "sites", "columns", "MACs", "parameters", "decided by"),
             tuple(_choices(one, verbose=verbose)),
         ),
         Section("Sites", ("where", "count", "choice", "how"), tuple(_sites(one, verbose=verbose))),
@@ -96,7 +96,7 @@ def _choices(one: Explanation, *, verbose: bool) -> Iterator[Row]:
     shown = one.choices if verbose else one.choices[:_SOME]
     yield from map(_choice, shown)
     if len(shown) < len(one.choices):
-        yield Row((f"and {len(one.choices) - len(shown)} more", "", "", "", ""))
+        yield Row((f"and {len(one.choices) - len(shown)} more", "", "", "", "", ""))
 
 
 def _choice(choice: ChoiceSummary) -> Row:
@@ -108,6 +108,7 @@ def _choice(choice: ChoiceSummary) -> Row:
             " / ".join(column.label for column in columns),
             _shares(column.macs for column in columns),
             _shares(column.parameters for column in columns),
+            choice.decided,
         )
     )
 
