@@ -82,11 +82,11 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="regular expression on model names")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--fresh", action="store_true", help="measure anew what is asked for")
     options = parser.parse_args()
     names = [name for name in dict.fromkeys((*REFERENCE, *HF_CLASSES)) if re.search(options.only, name)]
-    results = {} if options.fresh else _read()
-    todo = [name for name in names if "error" in results.get(name, {"error": ""})]
+    results = _read()
+    todo = [name for name in names if options.fresh or "error" in results.get(name, {"error": ""})]
     for name, result in _measured(todo, options.workers):
         results[name] = result
         RESULTS.parent.mkdir(exist_ok=True)

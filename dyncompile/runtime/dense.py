@@ -1,4 +1,4 @@
-"""From a graph that slices to one that masks, for gradients that reach decisions.
+"""From a graph that narrows to one that masks, for gradients that reach decisions.
 
 Every size is full. What is summed over is masked first; masking a value is as good as removing it wherever
 nothing normalizes over it, and two norms are replaced by ones that know the rows' decisions. `unmaskable`

@@ -156,7 +156,7 @@ class DynamicModel(nn.Module):
 
     @cached_property
     def unmaskable(self) -> Mapping[str, str]:
-        """Sliced dims that masked execution cannot stand for -> the operator that mixes their positions."""
+        """Resized dims that masked execution cannot stand for -> the operator that mixes their positions."""
         return unmaskable(self.facts.dims, self.program.sized)
 
     def _merge(self, parts: Sequence[Sequence[Any]], rows: Tensor) -> list[Any]:

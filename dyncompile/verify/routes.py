@@ -77,7 +77,7 @@ def check_sparse(subject: Subject, seed: int) -> Check:
 
 
 def check_masked(subject: Subject, seed: int) -> Check:
-    """Masked execution, through which decisions are trained, gives every row what slicing gives it."""
+    """Masked execution, through which decisions are trained, gives every row what narrowed weights give it."""
     dyn = subject.dyn.eval()
     obstacles = dyn.unmaskable
     if not dyn.choices or obstacles:
@@ -85,7 +85,7 @@ def check_masked(subject: Subject, seed: int) -> Check:
     args, kwargs = subject.rows(4)
     policy = Forced(plan_route(Sampled(seed, per_sample=True), dyn.choices, 4))
     with torch.no_grad():
-        sliced = dyn.record(*args, policy=policy, execution="sparse", **kwargs).output
+        narrowed = dyn.record(*args, policy=policy, execution="sparse", **kwargs).output
         masked = dyn.record(*args, policy=policy, execution="dense", **kwargs).output
-    worst = difference(sliced, masked)
-    return Check("masked execution", worst / scale(sliced) <= MASKED_TOLERANCE, worst, "mixed routes")
+    worst = difference(narrowed, masked)
+    return Check("masked execution", worst / scale(narrowed) <= MASKED_TOLERANCE, worst, "mixed routes")
