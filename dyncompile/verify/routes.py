@@ -77,7 +77,7 @@ def check_sparse(subject: Subject, seed: int) -> Check:
 
 
 def check_masked(subject: Subject, seed: int) -> Check:
-    """Masked execution, through which decisions are trained, gives every row what narrowed weights give it."""
+    """Masked execution, through which decisions are trained, gives every row what narrow weights give it."""
     dyn = subject.dyn.eval()
     obstacles = dyn.unmaskable
     if not dyn.choices or obstacles:
