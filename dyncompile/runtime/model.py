@@ -114,7 +114,7 @@ class DynamicModel(nn.Module):
     def _trains_gates(self) -> bool:
         if not torch.is_grad_enabled():
             return False
-        return any(p.requires_grad for name, p in self.named_parameters() if name.startswith(f"{GATES}."))
+        return any(p.requires_grad for p in self.get_submodule(GATES).parameters())
 
     def _run_dense(self, flat: Sequence[Any], rows: int, policy: Policy) -> Record:
         if self.unmaskable:
@@ -226,13 +226,13 @@ class DynamicModel(nn.Module):
         """MACs of the path of each row of a route: float64 [B]; decision nets are not in it."""
         return self._path_cost(route)
 
-    @property
+    @cached_property
     def static_macs(self) -> float:
         """MACs of the source per sample."""
         full = {name: Full().decide(choice, 1, None) for name, choice in self.choices.items()}
         return float(self.macs(full)[0])
 
-    @property
+    @cached_property
     def decision_macs(self) -> float:
         """MACs per sample that the decision nets cost on top of the path, at full size."""
         full = {name: Full().decide(choice, 1, None) for name, choice in self.choices.items()}

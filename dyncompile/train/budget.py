@@ -20,7 +20,7 @@ from torch import Tensor
 from dyncompile.errors import SpecError
 from dyncompile.processes import mean_over_all
 from dyncompile.runtime.model import DynamicModel
-from dyncompile.train.columns import check_target, reachable_shares
+from dyncompile.train.columns import check_share, check_target, reachable_shares
 from dyncompile.train.phase import Moment
 
 _NEAR = 0.05
@@ -61,7 +61,7 @@ class Budget:
     one_sided: bool = False
 
     def __post_init__(self) -> None:
-        _check_share(self.target)
+        check_share(self.target)
         if min(self.rate, self.damping, self.horizon) < 0 or self.rate + self.damping == 0:
             raise SpecError(
                 f"rate, damping and horizon of a budget are at least 0 and do something, got {self}"
@@ -145,7 +145,7 @@ class HingeBudget:
     weight: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_share(self.target)
+        check_share(self.target)
 
     def __call__(self, moment: Moment) -> Tensor:
         """A scalar; 0 below the target."""
@@ -163,8 +163,3 @@ def _range(dyn: DynamicModel) -> tuple[float, float]:
             fix="offer columns of different cost, or leave the budget out",
         )
     return least, most - least
-
-
-def _check_share(target: float) -> None:
-    if not 0 < target <= 1:
-        raise SpecError(f"a target is a share of the source's MACs in (0, 1], got {target}")

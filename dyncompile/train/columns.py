@@ -70,10 +70,15 @@ def _share_of(dyn: DynamicModel, policy: Smallest | Full) -> float:
     return (float(dyn.macs(rows)[0]) + dyn.decision_macs) / dyn.static_macs
 
 
-def check_target(dyn: DynamicModel, target: float) -> None:
-    """Raises SpecError where no route is as cheap as `target`, a share of the source's MACs."""
+def check_share(target: float) -> None:
+    """Raises SpecError for what is no share of the source's MACs."""
     if not 0 < target <= 1:
         raise SpecError(f"a target is a share of the source's MACs in (0, 1], got {target}")
+
+
+def check_target(dyn: DynamicModel, target: float) -> None:
+    """Raises SpecError where no route is as cheap as `target`, a share of the source's MACs."""
+    check_share(target)
     least, _ = reachable_shares(dyn)
     if target < least:
         raise SpecError(

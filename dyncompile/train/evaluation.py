@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-
 from dyncompile.policies import Learned
 from dyncompile.program import Route
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.accelerated import World
 from dyncompile.train.batches import LABELS, rows_of
+from dyncompile.train.columns import evaluating
 from dyncompile.train.phase import Batch, Loss
 
 Metric = Callable[[Any, Any], Any]
 """``metric(output, target)`` -> a number, mean over the batch; higher is better."""
 
 
-@torch.no_grad()
 def evaluate(
     dyn: DynamicModel,
     batches: Iterable[Batch],
@@ -32,10 +30,8 @@ def evaluate(
     ``macs`` is the mean share of the source's MACs, decision nets included. Sparse execution: rows are
     grouped by decision and weights really narrowed. `watch` sees the route of every batch of this process.
     """
-    training = dyn.training
-    dyn.eval()
     totals = [0.0] * 4
-    try:
+    with evaluating(dyn):
         for batch in batches:
             with world.autocast():
                 record = dyn.record(*batch.args, policy=Learned(), execution="sparse", **batch.kwargs)
@@ -45,8 +41,6 @@ def evaluate(
             rows = rows_of(batch)
             totals = [total + rows * one for total, one in zip(totals, (*scores, macs, 1.0), strict=True)]
             watch(record.route)
-    finally:
-        dyn.train(training)
     right, lost, macs, rows = world.sum_numbers(totals)
     share = (macs / rows + (dyn.decision_macs if dyn.gated else 0.0)) / dyn.static_macs
     return {"metric": right / rows, "loss": lost / rows, "macs": share}

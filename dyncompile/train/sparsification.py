@@ -129,27 +129,36 @@ class ExpectedLoss:
 
     def __call__(self, moment: Moment) -> Tensor:
         """A scalar."""
-        choices = learned_choices(moment.dyn, "the expected loss")
-        if len(choices) != 1:
-            raise SpecError(
-                f"the expected loss is exact for one gate, this model has {len(choices)}",
-                where=f"choices: {', '.join(c.name for c in choices)}",
-                fix="use Sparsification for several gates",
-            )
-        (choice,) = choices
-        logits = _logits(moment, choices)[choice.name]
-        found = levels(moment.dyn, choices)
-        order = [level[choice.name] for level in found]
-        losses = [self._losses(moment, forced(choices, level)) for level in found]
-        shares = column_shares(moment.dyn, choice)[order].to(logits.device)
-        cost = torch.stack(losses, 1).float() + self.price * shares.float()
-        return self.weight * (logits.float().softmax(1)[:, order] * cost).sum(1).mean()
+        logits, losses, shares = single_gate(moment, "the expected loss", self.losses)
+        return self.weight * (logits.softmax(1) * (losses + self.price * shares)).sum(1).mean()
 
-    def _losses(self, moment: Moment, network: Policy) -> Tensor:
-        output = _output(moment, network)
-        if self.losses is not None:
-            return self.losses(output, moment.batch.target)
-        return F.cross_entropy(logits_of(output), target_of(moment.batch), reduction="none")
+
+def single_gate(moment: Moment, what: str, losses: PerSample | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(logits [B, width], losses [B, width], shares of MACs [width]) of the only gate, cheapest column first.
+
+    Losses are those of each column's uniform sub-network, cross entropy unless `losses` is given. Raises
+    SpecError for several gates or none; `what` says who asked.
+    """
+    choices = learned_choices(moment.dyn, what)
+    if len(choices) != 1:
+        raise SpecError(
+            f"{what} is for one gate, this model has {len(choices)}",
+            where=f"choices: {', '.join(c.name for c in choices)}",
+            fix="use Sparsification for several gates",
+        )
+    (choice,) = choices
+    found = levels(moment.dyn, choices)
+    order = [level[choice.name] for level in found]
+    logits = _logits(moment, choices)[choice.name].float()[:, order]
+    each = [_losses(_output(moment, forced(choices, level)), moment, losses) for level in found]
+    shares = column_shares(moment.dyn, choice)[order].to(logits)
+    return logits, torch.stack(each, 1).float(), shares
+
+
+def _losses(output: Any, moment: Moment, losses: PerSample | None) -> Tensor:
+    if losses is not None:
+        return losses(output, moment.batch.target)
+    return F.cross_entropy(logits_of(output).float(), target_of(moment.batch), reduction="none")
 
 
 def _output(moment: Moment, network: Policy) -> Any:

@@ -16,6 +16,7 @@ from dyncompile.runtime.model import DynamicModel, Record
 from dyncompile.train.accelerated import World, floats
 from dyncompile.train.average import Average
 from dyncompile.train.batches import rows_of
+from dyncompile.train.columns import evaluating
 from dyncompile.train.phase import Batch, Clock, Loss, Moment, Phase, Turn
 
 Memories = dict[str, dict[str, float]]
@@ -136,13 +137,8 @@ class Turns:
         """Runs the teacher on a batch: in evaluation mode, without gradients."""
 
         def teach(policy: Policy) -> Record:
-            training = self._teacher.training
-            self._teacher.eval()
-            try:
-                with torch.no_grad(), self._world.autocast():
-                    return self._teacher.record(*batch.args, policy=policy, **batch.kwargs)
-            finally:
-                self._teacher.train(training)
+            with evaluating(self._teacher), self._world.autocast():
+                return self._teacher.record(*batch.args, policy=policy, **batch.kwargs)
 
         return teach
 

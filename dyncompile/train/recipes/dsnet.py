@@ -9,7 +9,7 @@ met instead of pushed down.
 
 from __future__ import annotations
 
-from dyncompile.errors import SpecError
+from dyncompile.train.columns import check_share
 from dyncompile.train.phase import Objective, Optimization, Recipe, Schedule, View
 from dyncompile.train.recipes.parts import Supervision, Teacher, gate_phase
 from dyncompile.train.recipes.supernet import supernet
@@ -52,8 +52,8 @@ def dsnet(
     Raises:
         SpecError: settings out of range or in contradiction.
     """
-    if target is not None and not 0 < target <= 1:
-        raise SpecError(f"target is a share of the source's MACs in (0, 1], got {target}")
+    if target is not None:
+        check_share(target)
     first = supernet(
         epochs=supernet_epochs,
         random_widths=random_widths,

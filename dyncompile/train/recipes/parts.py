@@ -163,8 +163,10 @@ def gate_phase(
         terms["gates"] = ExpectedLoss()
     elif supervision != "none":
         terms["gates"] = Sparsification(supervision)
-    if budget is not None or target is not None:
-        terms["budget"] = budget if budget is not None else Budget(target or 1.0)
+    if budget is None and target is not None:
+        budget = Budget(target)
+    if budget is not None:
+        terms["budget"] = budget
     return Phase(
         name="gates",
         turns=(turn,),
