@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dyncompile.analysis.macs import Polynomial
+from dyncompile.analysis.skips import Condition, conditions, find_skips
 from dyncompile.errors import RouteError
-from dyncompile.program import Program, Route
+from dyncompile.program import Domain, Program, Route
 
 
 @dataclass(frozen=True)
 class _Term:
     """Monomials that depend on the same choices.
 
-    Per choice a table [columns, monomials], and coefficients.
+    Attributes:
+        tables: choice -> sizes [columns, monomials] of what it sizes.
+        picked: (choice, positions [columns], power) of what it keeps position by position.
+        runs: (choice, [columns]): 1 at the columns at which the term runs at all.
+        coefficients: [1, monomials].
     """
 
     tables: dict[str, Tensor]
+    picked: tuple[tuple[str, Tensor, int], ...]
+    runs: tuple[tuple[str, Tensor], ...]
     coefficients: Tensor
 
-    def value(self, rows: dict[str, Tensor], batch: int) -> Tensor:
-        device = next((one.device for one in rows.values()), self.coefficients.device)
+    def value(self, on: dict[str, Tensor], batch: int) -> Tensor:
+        """MACs [batch] of rows, given which columns are on: float64 [batch, columns] per choice."""
+        device = next((one.device for one in on.values()), self.coefficients.device)
         total = self.coefficients.to(device).expand(batch, -1)
         for choice, table in self.tables.items():
-            total = total * (rows[choice].to(torch.float64) @ table.to(device))
+            total = total * (on[choice] @ table.to(device))
+        for choice, sizes, power in self.picked:  # one block stays where none is on, as in execution
+            kept = (on[choice] @ sizes.to(device)).clamp(min=float(sizes[0]))
+            total = total * kept[:, None] ** power
+        for choice, columns in self.runs:
+            total = total * (on[choice] @ columns.to(device))[:, None]
         return total.sum(1)
 
 
 class Macs:
-    """``Macs(program, polynomial)(route) -> [B]``: MACs per sample, float64, differentiable in the route.
+    """``Macs(program, costs)(route) -> [B]``: MACs per sample, float64, differentiable in the route.
 
-    Exact at one-hot rows; multilinear in between (the expected cost of independent choices).
+    `costs` are polynomials by node name; nodes of a branch that a row skips cost nothing. Exact at one-hot
+    rows; multilinear in between (the expected cost of independent choices). A gain costs by whether it is
+    above 0; its gradient is straight-through: that of the gain itself.
     """
 
-    def __init__(self, program: Program, polynomial: Polynomial) -> None:
+    def __init__(self, program: Program, costs: Mapping[str, Polynomial]) -> None:
         self._choices = program.choices
-        self._terms = _terms(program, polynomial)
+        self._terms = _terms(program, costs)
 
     def __call__(self, route: Route) -> Tensor:
         """MACs of each row of `route`; a route must name every choice. Raises RouteError."""
@@ -50,8 +67,17 @@ class Macs:
         batch = max((rows.shape[0] for rows in route.values()), default=1)
         device = _device(route)
         rows = {name: value.to(device).expand(batch, -1) for name, value in route.items()}
+        on = {name: _activity(self._choices[name].domain, value.double()) for name, value in rows.items()}
         none = torch.zeros(batch, dtype=torch.float64, device=device)
-        return sum((term.value(rows, batch) for term in self._terms), none)
+        return sum((term.value(on, batch) for term in self._terms), none)
+
+
+def _activity(domain: Domain, rows: Tensor) -> Tensor:
+    """Which columns are on: the rows themselves, or whether gains are above 0, straight-through."""
+    if domain is not Domain.GAINS:
+        return rows
+    hard = (rows > 0).to(rows.dtype)
+    return hard + (rows - rows.detach()) if rows.requires_grad else hard
 
 
 def _device(route: Route) -> torch.device:
@@ -60,24 +86,47 @@ def _device(route: Route) -> torch.device:
     return next((rows.device for rows in route.values() if rows.device != cpu), cpu)
 
 
-def _terms(program: Program, polynomial: Polynomial) -> list[_Term]:
-    grouped: dict[tuple[str, ...], list[tuple[dict[str, list[int]], int]]] = {}
-    for monomial, coefficient in polynomial.items():
-        vectors: dict[str, list[int]] = {}
-        for elastic in monomial:
-            sized = program.sized.get(elastic.name)
-            if sized is None:
-                coefficient *= elastic.size
-                continue
-            before = vectors.get(sized.choice, [1] * len(sized.sizes))
-            vectors[sized.choice] = [a * b for a, b in zip(before, sized.sizes, strict=True)]
-        grouped.setdefault(tuple(sorted(vectors)), []).append((vectors, coefficient))
-    return [_term(choices, members) for choices, members in grouped.items()]
+_Key = tuple[tuple[str, ...], tuple[tuple[str, int, int, int], ...], tuple[Condition, ...]]
+"""What monomials of one term share: sizing choices; (choice, size, block, power) of picked dims; conditions."""
 
 
-def _term(choices: tuple[str, ...], members: list[tuple[dict[str, list[int]], int]]) -> _Term:
+def _terms(program: Program, costs: Mapping[str, Polynomial]) -> list[_Term]:
+    grouped: dict[_Key, list[tuple[dict[str, list[int]], int]]] = {}
+    when = conditions(find_skips(program.graphs["eval"]))
+    for node, polynomial in costs.items():
+        for monomial, coefficient in polynomial.items():
+            vectors: dict[str, list[int]] = {}
+            picked: Counter[tuple[str, int, int]] = Counter()
+            for elastic in monomial:
+                if (one := program.picked.get(elastic.name)) is not None:
+                    picked[one.choice, elastic.size, one.block] += 1
+                elif (sized := program.sized.get(elastic.name)) is not None:
+                    before = vectors.get(sized.choice, [1] * len(sized.sizes))
+                    vectors[sized.choice] = [a * b for a, b in zip(before, sized.sizes, strict=True)]
+                else:
+                    coefficient *= elastic.size
+            powers = tuple((*key, power) for key, power in sorted(picked.items()))
+            key = tuple(sorted(vectors)), powers, when.get(node, ())
+            grouped.setdefault(key, []).append((vectors, coefficient))
+    return [_term(key, members) for key, members in grouped.items()]
+
+
+def _term(key: _Key, members: list[tuple[dict[str, list[int]], int]]) -> _Term:
+    choices, picked, runs = key
     tables = {
         choice: torch.tensor([vectors[choice] for vectors, _ in members], dtype=torch.float64).T
         for choice in choices
     }
-    return _Term(tables, torch.tensor([[n for _, n in members]], dtype=torch.float64))
+    if not choices:
+        members = [({}, sum(coefficient for _, coefficient in members))]
+    return _Term(
+        tables,
+        tuple((choice, _blocks(size, block), power) for choice, size, block, power in picked),
+        tuple((choice, torch.tensor([float(w > 0) for w in weights]).double()) for choice, weights in runs),
+        torch.tensor([[n for _, n in members]], dtype=torch.float64),
+    )
+
+
+def _blocks(size: int, block: int) -> Tensor:
+    """Positions per column: float64 [columns]; the last block may be shorter."""
+    return torch.tensor([min(block, size - at) for at in range(0, size, block)], dtype=torch.float64)

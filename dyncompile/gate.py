@@ -3,7 +3,7 @@
     h = relu(W1 . pooled x + b1)                        x [B, ..., C, ...] -> h [B, hidden]
     logits = W2 . h + b2                                [B, width]
 
-Pooling is the mean over all positions, or, for maps [B, C, H, W], over the cells of a grid: a gate early in a
+Gains have logits that are themselves: the head's bias starts at 1. Pooling is the mean over all positions, or, for maps [B, C, H, W], over the cells of a grid: a gate early in a
 network then sees shapes, not only shares. W2 starts at zero and b2 favors the full column, so that an
 untrained net reproduces the source. There is no batch norm in a decision net: a batch of one sample is what
 it decides for in the end.
@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from dyncompile.analysis.points import Point
 from dyncompile.errors import SpecError
-from dyncompile.program import Choice, copy_graph
+from dyncompile.program import Choice, Domain, copy_graph
 from dyncompile.runtime import ops
 from dyncompile.torchlib import fake_copy, nodes_in
 
@@ -35,8 +35,8 @@ class Gate:
 
     Attributes:
         point: the value that it reads.
-        hidden: width of its hidden layer.
-        confidence: probability of the full column before training, in (0, 1).
+        hidden: width of its hidden layer; 0 has none, features go to the head.
+        confidence: probability of the full column (of every bit) before training, in (0, 1); gains are 1.
         grid: cells per side that a map is pooled to; other layouts have one mean.
     """
 
@@ -46,8 +46,8 @@ class Gate:
     grid: int = 1
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or self.grid < 1 or not 0 < self.confidence < 1:
-            raise SpecError(f"a gate needs hidden and grid >= 1 and confidence in (0, 1), got {self}")
+        if self.hidden < 0 or self.grid < 1 or not 0 < self.confidence < 1:
+            raise SpecError(f"a gate needs hidden >= 0, grid >= 1, confidence in (0, 1), got {self}")
 
     @property
     def cells(self) -> tuple[int, int] | None:
@@ -63,11 +63,16 @@ class Gate:
         digest = hashlib.sha256(choice.name.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         bound = 1 / math.sqrt(features)
+        head = {
+            "head.weight": nn.Parameter(torch.zeros(choice.width, self.hidden or features)),
+            "head.bias": nn.Parameter(_initial_bias(choice, self.confidence)),
+        }
+        if not self.hidden:
+            return head
         return {
             "reduce.weight": nn.Parameter(_uniform((self.hidden, features), bound, generator)),
             "reduce.bias": nn.Parameter(_uniform((self.hidden,), bound, generator)),
-            "head.weight": nn.Parameter(torch.zeros(choice.width, self.hidden)),
-            "head.bias": nn.Parameter(_initial_bias(choice, self.confidence)),
+            **head,
         }
 
 
@@ -76,23 +81,38 @@ def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -
 
 
 def _initial_bias(choice: Choice, confidence: float) -> Tensor:
-    """Logits at which the columns of the full row have probability `confidence`."""
+    """Logits of the full row: gains of 1 themselves, else what gives its columns probability `confidence`."""
     full = torch.tensor(choice.full)
+    if choice.domain is Domain.GAINS:
+        return full
+    if choice.domain is Domain.BITS:
+        return (2 * full - 1) * math.log(confidence / (1 - confidence))
     return full * math.log(confidence * max(choice.width - 1, 1) / (1 - confidence))
 
 
-def insert_gate(
-    graph: fx.Graph, at: fx.Node, gate: Gate, read: Callable[[fx.Graph, str], fx.Node]
-) -> fx.Node:
-    """Insert a decision net right after node `at`; `read` makes a node of a parameter. Returns the logits."""
-    with graph.inserting_after(at):
-        parameters = {
-            name: read(graph, name) for name in ("head.bias", "head.weight", "reduce.bias", "reduce.weight")
-        }
-    x = _pooled(graph, at, gate, parameters["head.bias"])
-    x = _call(graph, aten.linear.default, (x, parameters["reduce.weight"], parameters["reduce.bias"]))
-    x = _call(graph, aten.relu.default, (x,))
-    return _call(graph, aten.linear.default, (x, parameters["head.weight"], parameters["head.bias"]))
+Read = Callable[[fx.Graph, str], fx.Node]
+"""Makes a node of a parameter of the decision net: ``"head.weight"``."""
+
+
+def insert_gate(graph: fx.Graph, features: fx.Node, gate: Gate, read: Read) -> fx.Node:
+    """Insert the layers of a decision net after its pooled `features` [B, n]; returns the logits."""
+    x = features
+    if gate.hidden:
+        x = _linear(graph, x, "reduce", read)
+        x = _call(graph, aten.relu.default, (x,))
+    return _linear(graph, x, "head", read)
+
+
+def _linear(graph: fx.Graph, x: fx.Node, layer: str, read: Read) -> fx.Node:
+    with graph.inserting_after(x):
+        bias = read(graph, f"{layer}.bias")
+        weight = read(graph, f"{layer}.weight")
+    return _call(graph, aten.linear.default, (x, weight, bias), bias)
+
+
+def insert_pooling(graph: fx.Graph, x: fx.Node, gate: Gate) -> fx.Node:
+    """Insert what a decision net sees of its point `x`, right after it: [B, features]."""
+    return _pooled(graph, x, gate, x)
 
 
 def _pooled(graph: fx.Graph, x: fx.Node, gate: Gate, after: fx.Node) -> fx.Node:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dyncompile.gate import Gate
-from dyncompile.program import Choice, Sized
+from dyncompile.program import Choice, Mode, Picked, Sized
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,21 @@ class Rejection:
     line: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Gained:
+    """A branch that a choice scales: ``exit = kept + gain * output``; a gain of 0 skips it.
+
+    Attributes:
+        choice: who decides.
+        weights: the gain is ``row @ weights``.
+        nodes: (exit, output) in each graph, by node name.
+    """
+
+    choice: str
+    weights: tuple[float, ...]
+    nodes: Mapping[Mode, tuple[str, str]]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a pass is going to do; nothing has been edited yet.
@@ -37,6 +52,8 @@ class Plan:
         rejections: where they do not, and why.
         sized: elastic dims whose size a choice decides.
         gates: decision nets, by the choice that each decides.
+        picked: elastic dims whose positions a choice keeps and scales one by one.
+        gained: branches that a choice scales or skips, by name.
     """
 
     choices: tuple[Choice, ...] = ()
@@ -44,3 +61,5 @@ class Plan:
     rejections: tuple[Rejection, ...] = ()
     sized: Mapping[str, Sized] = field(default_factory=dict[str, Sized])
     gates: Mapping[str, Gate] = field(default_factory=dict[str, Gate])
+    picked: Mapping[str, Picked] = field(default_factory=dict[str, Picked])
+    gained: Mapping[str, Gained] = field(default_factory=dict[str, Gained])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dyncompile.errors import RouteError
 from dyncompile.program import Choice, Domain, Route
@@ -77,7 +78,7 @@ class Forced:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Uniformly random columns, the same on every process for the same seed (supernet training).
+    """Uniformly random decisions, the same on every process for the same seed (supernet training).
 
     One draw serves the whole batch; with `per_sample` every row draws its own. The draw depends on the seed
     and on the choice's name alone, and leaves torch's global generators as they are.
@@ -89,24 +90,50 @@ class Sampled:
     per_sample: bool = False
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
-        """One-hot rows, or random bits for choices of that domain."""
+        """One-hot rows; gains that are 0 or from a half to 1, evenly often; random bits in other domains."""
         digest = hashlib.sha256(f"{self.seed}:{choice.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        draws = rows if self.per_sample else 1
-        if choice.domain is Domain.ONE_HOT:
-            columns = torch.randint(choice.width, (draws,), generator=generator)
-            return torch.nn.functional.one_hot(columns, choice.width).float().expand(rows, -1)
-        return torch.randint(2, (draws, choice.width), generator=generator).float().expand(rows, -1)
+        draw = _DRAWS.get(choice.domain, _random_bits)
+        return draw(rows if self.per_sample else 1, choice.width, generator).expand(rows, -1)
+
+
+def _random_columns(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    columns = torch.randint(width, (rows,), generator=generator)
+    return F.one_hot(columns, width).float()
+
+
+def _random_bits(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(2, (rows, width), generator=generator).float()
+
+
+def _random_gains(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    on = _random_bits(rows, width, generator)
+    return on * (1 - torch.rand(rows, width, generator=generator, dtype=torch.float32) / 2)
+
+
+_DRAWS: Mapping[Domain, Callable[[int, int, torch.Generator], Tensor]] = {
+    Domain.ONE_HOT: _random_columns,
+    Domain.GAINS: _random_gains,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
     """What the decision nets say. A choice without one has nothing to learn from and runs at full capacity.
 
-    Evaluation takes the best column, without noise. Where gradients are on, a one-hot decision is
-    straight-through: its value is hard, its gradient that of the softmax at temperature `tau` (Jang et al.,
-    ICLR 2017). `noise` adds Gumbel noise to the logits; training recipes ask for it. With `hard=False` the
-    relaxed row itself is the decision, which only dense execution can run.
+    one-hot   the column of the largest logit; its gradient is that of the softmax at temperature `tau`
+              (straight-through; Jang et al., ICLR 2017)
+    bits      on where the logit is above 0; its gradient is that of the sigmoid at temperature `tau`
+    gains     the logits themselves, capped to [0, 1]: exactly 0 switches off, what is on is scaled. The
+              gradient passes both ways through the cap, but never pushes a logit beyond -1 or 2, from where
+              it would take long to come back
+
+    That gains end at 1 is our choice: LC-Net's activation is not verified ("ReLU1", a ReLU capped at 1, is
+    inferred from re-implementations).
+
+    Evaluation is deterministic unless it asks for `noise`: that of Gumbel on the logits of columns, logistic
+    on those of bits, none on gains. Training recipes ask for it. With `hard=False` the relaxed row itself is
+    the decision (gains are none other), which only dense execution can run. Decisions are float32.
     """
 
     reads_gates: ClassVar[bool] = True
@@ -116,23 +143,75 @@ class Learned:
     noise: bool = False
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
-        """The best column of the logits [rows, width], or its relaxation."""
+        """Decisions of the logits [rows, width]; raises RouteError in domains that have no rule for them."""
         if logits is None:
             return Full().decide(choice, rows, logits)
-        if choice.domain is not Domain.ONE_HOT:
+        rule = _LEARNED.get(choice.domain)
+        if rule is None:
             raise RouteError(f"decisions in {choice.domain.value} cannot be learned: choice {choice.name!r}")
-        scores = logits.float() + _gumbel(logits) if self.noise else logits.float()
-        hard = torch.nn.functional.one_hot(scores.argmax(1), choice.width).float()
-        if self.hard and not (torch.is_grad_enabled() and logits.requires_grad):
-            return hard
-        soft = (scores / self.tau).softmax(1)
-        return hard - soft.detach() + soft if self.hard else soft
+        return rule(self, logits.float())
+
+
+def _learned_column(how: Learned, logits: Tensor) -> Tensor:
+    scores = logits + _gumbel(logits) if how.noise else logits
+    soft = (scores / how.tau).softmax(1)
+    return _hardened(F.one_hot(scores.argmax(1), scores.shape[1]).float(), soft) if how.hard else soft
+
+
+def _learned_bits(how: Learned, logits: Tensor) -> Tensor:
+    scores = logits + _logistic(logits) if how.noise else logits
+    soft = (scores / how.tau).sigmoid()
+    return _hardened((scores > 0).float(), soft) if how.hard else soft
+
+
+def _learned_gains(how: Learned, logits: Tensor) -> Tensor:
+    return cast(Any, _Capped).apply(logits)
+
+
+_LEARNED: Mapping[Domain, Callable[[Learned, Tensor], Tensor]] = {
+    Domain.ONE_HOT: _learned_column,
+    Domain.BITS: _learned_bits,
+    Domain.GAINS: _learned_gains,
+}
+
+
+def _hardened(hard: Tensor, soft: Tensor) -> Tensor:
+    """`hard` with the gradient of `soft`, where it has one."""
+    return hard - soft.detach() + soft if soft.requires_grad else hard
+
+
+class _Capped(torch.autograd.Function):
+    """``clamp(x, 0, 1)`` with the gradient of x, except where a descent step would lead further outside.
+
+    The derivative of a clamp is 0 outside of [0, 1]: a gate that has left it would stay there for good.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The values."""
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The gradient, without what leads away below -1 and above 2."""
+        (x,) = ctx.saved_tensors
+        return gradient.masked_fill(((x <= -1) & (gradient > 0)) | ((x >= 2) & (gradient < 0)), 0)
 
 
 def _gumbel(like: Tensor) -> Tensor:
     """Standard Gumbel noise from the global generator of the device."""
-    uniform = torch.rand(like.shape, device=like.device).clamp(1e-20, 1 - 1e-7)
-    return -torch.log(-torch.log(uniform))
+    return -torch.log(-torch.log(_uniform(like)))
+
+
+def _logistic(like: Tensor) -> Tensor:
+    """Standard logistic noise, the difference of two Gumbel ones, from the same generator."""
+    return torch.logit(_uniform(like))
+
+
+def _uniform(like: Tensor) -> Tensor:
+    """Uniform noise in (0, 1)."""
+    return torch.rand(like.shape, device=like.device).clamp(1e-20, 1 - 1e-7)
 
 
 def route_of(choices: Mapping[str, Choice], columns: Mapping[str, int] | int, rows: int = 1) -> Route:

@@ -102,6 +102,14 @@ class Sized:
     sizes: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """An elastic dim of which a choice keeps positions one by one: column j keeps `block` of them, in order."""
+
+    choice: str
+    block: int = 1
+
+
 @dataclass(frozen=True)
 class Program:
     """A network as data: two graphs over one state, and the decisions inserted so far.
@@ -111,7 +119,8 @@ class Program:
         state: module tree that holds parameters and buffers under the source's names.
         signature: how user arguments map to graph inputs and outputs to the user's structure.
         choices: decision points by name.
-        sized: elastic dims that a choice controls.
+        sized: elastic dims of which a choice keeps a leading share.
+        picked: elastic dims of which a choice keeps any positions.
         history: specifications of the passes applied, in order.
         plans: what each of them decided: sites, rejections with reasons.
         notes: remarks of capture and passes for `explain`.
@@ -122,6 +131,7 @@ class Program:
     signature: Signature
     choices: Mapping[str, Choice] = field(default_factory=dict[str, Choice])
     sized: Mapping[str, Sized] = field(default_factory=dict[str, Sized])
+    picked: Mapping[str, Picked] = field(default_factory=dict[str, Picked])
     history: tuple[str, ...] = ()
     plans: tuple[Plan, ...] = ()
     notes: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ from dyncompile.torchlib import is_several, items, nodes_in, schema_of
 
 aten = torch.ops.aten
 Extent = int | fx.Node
-_SIZE_ARITHMETIC = (ops.extent, operator.mul, operator.add, aten.sym_size.int)
+_SIZE_ARITHMETIC = (ops.extent, ops.count, operator.mul, operator.add, aten.sym_size.int)
 Chooser = Callable[[fx.Node], fx.Node | None]
 """Gives another node for a state read (private statistics), or None to narrow it by its type."""
 
@@ -43,13 +43,21 @@ class Resizer:
         graph: the graph; its node names must be those of `dims`.
         dims, state: types of its nodes and of the state that it reads.
         sizes: elastic name -> active size. A size that is a node must precede every use of its dim.
+        picks: elastic name -> node that holds which positions are active, where these are no prefix.
     """
 
     def __init__(
-        self, graph: fx.Graph, dims: GraphDims, state: Mapping[str, TensorType], sizes: Mapping[str, Extent]
+        self,
+        graph: fx.Graph,
+        dims: GraphDims,
+        state: Mapping[str, TensorType],
+        sizes: Mapping[str, Extent],
+        picks: Mapping[str, fx.Node] | None = None,
     ) -> None:
         self._graph, self._dims, self._state, self._sizes = graph, dims, state, sizes
+        self._picks = picks or {}
         self._extents: dict[Dim, Extent] = {}
+        self._indices: dict[Dim, fx.Node] = {}
         self._batch: fx.Node | None = None
 
     def run(self, statistics: frozenset[str], choose: Chooser) -> None:
@@ -58,6 +66,8 @@ class Resizer:
         calls = [node for node in self._graph.nodes if node.name in self._dims.rewrites]
         for node in reads:
             self._narrow_read(node, statistics, choose)
+        for node in [node for node in self._graph.nodes if node.target is ops.gains]:
+            self._narrow_gains(node)
         for node in calls:
             for rewrite in self._dims.rewrites[node.name]:
                 self._apply(node, rewrite)
@@ -82,6 +92,15 @@ class Resizer:
         if name in statistics and indices:
             self._write_back(node, narrowed, indices[0], users)
 
+    def _narrow_gains(self, node: fx.Node) -> None:
+        """Gains come for all positions of a dim; data holds the active ones."""
+        dims = self._dims.types[node.name]
+        assert isinstance(dims, tuple)
+        users = list(node.users)
+        narrowed, _ = self._narrowed(node, dims)
+        for user in users:
+            user.replace_input_with(node, narrowed)
+
     def _narrowed(self, node: fx.Node, dims: TensorType) -> tuple[fx.Node, list[fx.Node]]:
         """(the narrowed read, index nodes of the axes that had to be gathered)."""
         views: list[Extent | None] = [None] * len(dims)
@@ -89,7 +108,7 @@ class Resizer:
         for axis, dim in enumerate(dims):
             if not resized(dim, self._sizes):
                 continue
-            if is_prefix(dim, self._sizes):
+            if is_prefix(dim, self._sizes) and not resized(dim, self._picks):
                 views[axis] = self.extent(dim)
             else:
                 gathers.append((axis, dim))
@@ -98,12 +117,21 @@ class Resizer:
             current = self._insert(ops.prefix, (current, tuple(views)), like=node)
         indices: list[fx.Node] = []
         for axis, dim in gathers:
-            order = [e.name for e in elastics(dim) if e.name in self._sizes]
-            values = tuple(self._sizes[name] for name in order)
-            index = self._insert(ops.positions, (node, ops.encode(dim, order), *values))
+            index = self._index(node, dim)
             current = self._insert(ops.take, (current, axis, index), like=node)
             indices.append(index)
         return current, indices
+
+    def _index(self, node: fx.Node, dim: Dim) -> fx.Node:
+        """The active positions of a dim. Those that a decision picks are worked out once for all reads."""
+        if dim in self._indices:
+            return self._indices[dim]
+        order = [e.name for e in elastics(dim) if e.name in self._sizes]
+        keeps = tuple(self._picks.get(name, self._sizes[name]) for name in order)
+        index = self._insert(ops.positions, (node, ops.encode(dim, order), *keeps))
+        if resized(dim, self._picks):
+            self._indices[dim] = index
+        return index
 
     def _write_back(self, buffer: fx.Node, copy: fx.Node, index: fx.Node, users: list[fx.Node]) -> None:
         """Statistics that an operator updated on a gathered copy return to their buffer."""
@@ -156,10 +184,10 @@ class Resizer:
         """The batch size, read from the first batched input."""
         if self._batch is None:
             inputs = [n for n in self._graph.nodes if n.op == "placeholder"]
-            source = next(n for n in inputs if _leading_symbol(n) is not None)
+            source = next(n for n in inputs if leading_symbol(n) is not None)
             with self._graph.inserting_after(inputs[-1]):
                 self._batch = self._graph.call_function(aten.sym_size.int, (source, 0))
-            self._batch.meta["val"] = _leading_symbol(source)
+            self._batch.meta["val"] = leading_symbol(source)
         return self._batch
 
     def _scalar(self, function: Any, a: Extent, b: Extent) -> fx.Node:
@@ -247,7 +275,8 @@ def _updates_statistics(node: fx.Node) -> bool:
     return bool(arguments.get("training", arguments.get("use_input_stats", False)))
 
 
-def _leading_symbol(node: fx.Node) -> Any:
+def leading_symbol(node: fx.Node) -> Any:
+    """The symbolic size of a value's first axis (the batch of an input); None where it is a number."""
     value = node.meta.get("val")
     if isinstance(value, Tensor) and value.dim() > 0 and isinstance(value.shape[0], torch.SymInt):
         return value.shape[0]

@@ -7,20 +7,24 @@ what their nodes are called, stays in here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from dyncompile.analysis.dims.algebra import Dim, size
 from dyncompile.analysis.dims.facts import DimFacts, dim_facts
 from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.sums import Sums
 from dyncompile.errors import SpecError
-from dyncompile.gate import Gate, insert_gate
-from dyncompile.plan import Plan
-from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Sized, copy_graph
-from dyncompile.resize import Resizer, restore_reads
+from dyncompile.gate import Gate, insert_gate, insert_pooling
+from dyncompile.plan import Gained, Plan
+from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Sized, copy_graph
+from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
+from dyncompile.runtime.rows import batch_axis
 from dyncompile.state import GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
 
 _STATISTICS = "statistics"
@@ -37,7 +41,9 @@ class Editor:
         self._tensors = state_tensors(self._state)
         self._choices = dict(program.choices)
         self._sized = dict(program.sized)
+        self._picked = dict(program.picked)
         self._stale = False
+        self._features: dict[tuple[Mode, str, tuple[int, int] | None], fx.Node] = {}
         self._decisions: dict[tuple[Mode, str], fx.Node] = {
             (mode, str(node.args[1])): node
             for mode, graph in self._graphs.items()
@@ -69,14 +75,17 @@ class Editor:
             self._decisions[mode, choice.name] = decision
 
     def _insert_gate(self, mode: Mode, graph: fx.Graph, choice: Choice, gate: Gate) -> fx.Node:
-        at = next(node for node in graph.nodes if node.name == gate.point.nodes[mode])
+        key = mode, gate.point.name, gate.cells
+        if key not in self._features:
+            at = next(node for node in graph.nodes if node.name == gate.point.nodes[mode])
+            self._features[key] = insert_pooling(graph, at, gate)
 
         def read(graph: fx.Graph, layer: str) -> fx.Node:
             node = graph.get_attr(f"{GATES}.{choice.name}.{layer}")
             node.meta["val"] = self._tensors[str(node.target)]
             return node
 
-        return insert_gate(graph, at, gate, read)
+        return insert_gate(graph, self._features[key], gate, read)
 
     def _like_source(self, value: Tensor) -> Tensor:
         """On the source's device and in its dtype, as a parameter."""
@@ -104,8 +113,48 @@ class Editor:
         self._tensors[target] = value
         return target
 
-    def resize(self, sized: Mapping[str, Sized]) -> None:
-        """Let choices decide the size of elastic dims.
+    def gain(self, gained: Iterable[Gained]) -> None:
+        """Let choices scale what branches add; at gain 0 nothing of a branch need run."""
+        for mode, graph in self._graphs.items():
+            nodes = {node.name: node for node in graph.nodes}
+            types = self._dims.graphs[mode].types
+            for one in gained:
+                exit, output = (nodes[name] for name in one.nodes[mode])
+                decision = self._decisions[mode, one.choice]
+                batch = batch_axis(types[output.name])
+                with graph.inserting_after(max(output, decision)):
+                    new = graph.call_function(ops.gain, (output, decision, one.weights, batch))
+                new.meta = dict(output.meta)
+                exit.replace_input_with(output, new)
+        self._stale = True
+
+    def scale(self, picked: Mapping[str, Picked]) -> None:
+        """Let choices keep and scale positions of elastic dims, one by one.
+
+        Gains are applied where a dim is summed over: there a gain of 0 removes a position. What no row keeps
+        is not computed.
+        """
+        for mode, graph in self._graphs.items():
+            dims = self._dims.graphs[mode]
+            sums = Sums(dims.types, dims.contractions)
+            for node in [node for node in graph.nodes if node.op == "call_function"]:
+                for operand, axis, name in list(sums.operands(node, picked)):
+                    gains = self._gains(mode, sums.dims(operand)[axis], name, picked[name])
+                    _scale(graph, node, operand, gains, axis, batch_axis(sums.dims(operand)))
+        self._stale = True
+        self.resize({}, picked)
+
+    def _gains(self, mode: Mode, dim: Dim, name: str, one: Picked) -> fx.Node:
+        """Gains of all positions of a dim, as a value [B, positions]."""
+        graph, decision = self._graphs[mode], self._decisions[mode, one.choice]
+        with graph.inserting_after(decision):
+            gains = graph.call_function(ops.gains, (decision, ops.encode(dim, [name]), one.block))
+        like = next(node for node in graph.nodes if leading_symbol(node) is not None).meta["val"]
+        gains.meta["val"] = like.new_empty((like.shape[0], size(dim)), dtype=torch.float32)
+        return gains
+
+    def resize(self, sized: Mapping[str, Sized], picked: Mapping[str, Picked] | None = None) -> None:
+        """Let choices decide the size of elastic dims, or which positions of them are kept.
 
         Batch-norm statistics become private per column of the choice that sizes their channels (or of the
         only choice there is): activations at different widths have different distributions. Where several
@@ -113,8 +162,9 @@ class Editor:
         decided are put in again together with the new ones, since they may meet in one tensor.
         """
         sized = {**self._sized, **sized}
-        if self._sized:
+        if self._sized or self._picked:
             self._undo_resizing()
+        self._picked.update(picked or {})
         statistics = self._dims.statistics
         private = {
             name: choice for name in sorted(statistics) if (choice := self._owner(name, sized)) is not None
@@ -140,8 +190,15 @@ class Editor:
         self._tensors = state_tensors(self._state)
 
     def _owner(self, name: str, sized: Mapping[str, Sized]) -> Choice | None:
-        """The one choice that the statistics of a norm depend on, None if there are several or none yet."""
-        own = {sized[e].choice for e in self._facts.elastics_of(name) if e in sized}
+        """The one choice that the statistics of a norm depend on.
+
+        None if there are several or none yet, or if channels are kept one by one: statistics then are those
+        of the channel, whichever others are kept.
+        """
+        dims = self._facts.elastics_of(name)
+        if any(e in self._picked for e in dims):
+            return None
+        own = {sized[e].choice for e in dims if e in sized}
         names = own or {one.choice for one in sized.values() if self._precedes(one.choice, name)}
         return self._choices[next(iter(names))] if len(names) == 1 else None
 
@@ -179,13 +236,28 @@ class Editor:
             extents[one].meta["val"] = max(one.sizes)
         sizes = {name: extents[one] for name, one in sized.items()}
         dims = self._dims
-        resizer = Resizer(graph, dims.graphs[mode], dims.state, sizes)
+        picks = self._picks(mode, graph)
+        for name, index in picks.items():
+            with graph.inserting_after(index):
+                sizes[name] = graph.call_function(ops.count, (index,))
+            sizes[name].meta["val"] = dims.elastic[name].dim.size
+        resizer = Resizer(graph, dims.graphs[mode], dims.state, sizes, picks)
 
         def choose(node: fx.Node) -> fx.Node | None:
             names = options.get(str(node.target))
             return None if names is None else self._pick(mode, graph, node, names, sized)
 
         resizer.run(dims.statistics, choose)
+
+    def _picks(self, mode: Mode, graph: fx.Graph) -> dict[str, fx.Node]:
+        """Which positions of each picked dim are active."""
+        found = {str(node.args[1]): node for node in graph.nodes if node.target is ops.active}
+        for name, one in self._picked.items():
+            if name not in found:
+                decision, whole = self._decisions[mode, one.choice], self._dims.elastic[name].dim.size
+                with graph.inserting_after(decision):
+                    found[name] = graph.call_function(ops.active, (decision, name, whole, one.block))
+        return found
 
     def _pick(
         self, mode: Mode, graph: fx.Graph, node: fx.Node, names: list[str], sized: Mapping[str, Sized]
@@ -216,9 +288,28 @@ class Editor:
             state=self._state,
             choices=self._choices,
             sized=self._sized,
+            picked=self._picked,
             history=(*self._program.history, spec),
             plans=(*self._program.plans, plan),
         )
+
+
+def _scale(
+    graph: fx.Graph, reader: fx.Node, operand: fx.Node, gains: fx.Node, axis: int, batch: int | None
+) -> None:
+    """Let `reader` read `operand` times gains, on top of those that it has been given already."""
+    current = next(node for node in reader.all_input_nodes if _stands_for(node, operand))
+    with graph.inserting_before(reader):
+        new = graph.call_function(ops.scale, (current, gains, axis, batch))
+    new.meta = dict(operand.meta)
+    reader.replace_input_with(current, new)
+
+
+def _stands_for(node: fx.Node, operand: fx.Node) -> bool:
+    """Whether a node is `operand`, or scales it."""
+    while node is not operand and node.target is ops.scale:
+        node = node.all_input_nodes[0]
+    return node is operand
 
 
 def copy_program(program: Program, memo: dict[int, Any]) -> Program:

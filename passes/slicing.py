@@ -19,13 +19,11 @@ shared affine follow DS-Net's code.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from dyncompile.analysis.dims.algebra import Dim, Elastic, Sum, elastics, size
-from dyncompile.analysis.dims.call import flat_types
 from dyncompile.analysis.dims.facts import ElasticFacts
 from dyncompile.analysis.facts import Facts
 from dyncompile.errors import SpecError
@@ -33,6 +31,7 @@ from dyncompile.gate import Gate
 from dyncompile.pipeline import Plan, Rejection, Site
 from dyncompile.program import Choice, Domain, Program, Sized
 from dyncompile.rewrite import Editor
+from dyncompile.selection import Names, by_preference, frozen_tensors, reason_against, stream_dims
 
 
 @dataclass(frozen=True)
@@ -90,15 +89,14 @@ class Slicing:
             raise SpecError("start and hidden are at least 0, grid at least 1, confidence lies in (0, 1)")
         if self.divisor < 1 or self.minimum < 1:
             raise SpecError(f"divisor and minimum must be at least 1, got {self.divisor} and {self.minimum}")
-        for pattern in (self.include, self.exclude):
-            _check_pattern(pattern)
+        Names(self.include, self.exclude)
         object.__setattr__(self, "ratios", tuple(sorted({*map(float, self.ratios), 1.0})))
 
     def plan(self, program: Program, facts: Facts) -> Plan:
         """Choose the elastic dims, group them by choice, compute their candidate sizes."""
-        rejections = list(_frozen(facts))
+        rejections = list(frozen_tensors(facts))
         chosen: list[ElasticFacts] = []
-        for one in _by_preference(facts):
+        for one in by_preference(facts):
             reason = self._reason_against(one, chosen, program, facts)
             if reason is None:
                 chosen.append(one)
@@ -126,19 +124,8 @@ class Slicing:
     def _reason_against(
         self, one: ElasticFacts, chosen: Sequence[ElasticFacts], program: Program, facts: Facts
     ) -> str | None:
-        name = one.dim.name
-        if name in facts.dead:
-            return "nothing reads it: specialized networks leave it out"
-        if name in program.sized:
-            return f"choice {program.sized[name].choice!r} sizes it already"
-        if self.include and not re.search(self.include, name):
-            return f"not included by {self.include!r}"
-        if self.exclude and re.search(self.exclude, name):
-            return f"excluded by {self.exclude!r}"
-        moving = (*(other.dim.name for other in chosen), *program.sized)
-        partner = next((other for other in moving if other in one.partners), None)
-        if partner is not None:
-            return f"it is multiplied with {partner}, which moves instead"
+        if reason := reason_against(one, chosen, program, facts, Names(self.include, self.exclude)):
+            return reason
         if not self.embedding and is_normalized_stream(one, facts):
             return f"a residual stream under {one.mixed[0].how}: set embedding=True to slice it"
         if self.gate and (reason := self._reason_against_gating(one, facts)):
@@ -192,32 +179,9 @@ class Slicing:
         return Choice(name, Domain.ONE_HOT, rows[-1], rows[0], tuple(f"{r:g}" for r in self.ratios))
 
 
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise SpecError(f"{pattern!r} is not a regular expression: {error}") from None
-
-
 def is_normalized_stream(one: ElasticFacts, facts: Facts) -> bool:
     """Whether a dim runs through a residual stream and is normalized over: a transformer's embedding."""
-    return bool(one.mixed) and one.dim.name in _stream_dims(facts)
-
-
-def _stream_dims(facts: Facts) -> set[str]:
-    """Elastic dims of the values that residual branches start from."""
-    types = facts.dims.graphs["eval"].types
-    entries = [dims for branch in facts.regions.branches for dims in flat_types(types.get(branch.entry))]
-    return {e.name for dims in entries for dim in dims for e in elastics(dim)}
-
-
-def _by_preference(facts: Facts) -> list[ElasticFacts]:
-    """Outermost factors first (what they keep is contiguous), then by the parameters that they touch."""
-
-    def weight(one: ElasticFacts) -> tuple[bool, int]:
-        return not one.outermost, -sum(facts.parameters.get(tensor, 0) for tensor, _ in one.carriers)
-
-    return sorted(facts.dims.elastic.values(), key=weight)
+    return bool(one.mixed) and one.dim.name in stream_dims(facts)
 
 
 def _channels_per_position(one: ElasticFacts, facts: Facts) -> int:
@@ -237,15 +201,6 @@ def _inner_size(dim: Dim, name: str) -> int:
                 if any(e.name == name for e in elastics(segment)):
                     return inner * _inner_size(segment, name)
     return 1
-
-
-def _frozen(facts: Facts) -> Iterator[Rejection]:
-    """Tensors of which no axis can move, with the reason of their longest axis."""
-    for tensor in facts.parameters:
-        axes = [axis for axis in facts.dims.frozen if axis.tensor == tensor]
-        if axes and not facts.elastics_of(tensor):
-            longest = max(axes, key=lambda axis: size(facts.dims.state[tensor][axis.axis]))
-            yield Rejection(tensor, longest.reason, longest.line)
 
 
 PASSES = (Slicing,)

@@ -28,6 +28,7 @@ CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
         f"dsnet({FINE}, per='stage', embedding=True)",
         f"dsnet({FINE}, per='dim', ratios=(0.3, 0.6, 1.0))",
     ),
+    "lcnet": (),
 }
 """More than the default, per method. The default itself may leave a tiny network nothing to choose."""
 
@@ -37,6 +38,7 @@ DECIDING: Mapping[str, tuple[str, ...]] = {
         "dsnet(per='block', divisor=1, minimum=1, embedding=True, hidden=4)",
         "dsnet(per='stage', divisor=1, minimum=1)",
     ),
+    "lcnet": ("lcnet(channels=False)", "lcnet(bits=True, hidden=4, block=2)", "lcnet", "lcnet(layers=False)"),
 }
 """Configurations with decision nets, per method."""
 
@@ -50,6 +52,13 @@ COMPOSED = [
     [
         "dsnet(divisor=1, minimum=1, include='fc1|mlp|conv1', per='block')",
         f"dsnet({FINE}, exclude='fc1|mlp|conv1', name='rest')",
+    ],
+    ["lcnet", f"dsnet({FINE}, embedding=True, per='stage', exclude='fc1|mlp|conv1')"],
+    ["dsnet(divisor=1, minimum=1)", "lcnet"],
+    [
+        f"dsnet({FINE}, embedding=True, exclude='fc1|conv1')",
+        "lcnet(channels=False, bits=True)",
+        "lcnet(layers=False)",
     ],
 ]
 
@@ -83,15 +92,19 @@ THIRD_PARTY = (
 def pairs() -> list[tuple[Make, str]]:
     """Per method every network once, each with the method's next configuration."""
     turns = {method: CONFIGURATIONS.get(method, (method,)) for method in registry.methods()}
-    found = [(make, turn[i % len(turn)]) for turn in turns.values() for i, make in enumerate(FIXED)]
+    found = [(make, turn[i % len(turn)]) for turn in turns.values() if turn for i, make in enumerate(FIXED)]
     able = [make for make in FIXED if make not in WITHOUT_PLACE]
     return found + [(make, turn[i % len(turn)]) for turn in DECIDING.values() for i, make in enumerate(able)]
 
 
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [("dsnet(divisor=1, minimum=1)", "before a gate could decide"), ("lcnet", "could read anything")],
+)
 @pytest.mark.parametrize("make", WITHOUT_PLACE)
-def test_networks_without_a_place_for_a_decision_net_say_so(make: Make) -> None:
-    with pytest.raises(dc.NoSiteError, match="before a gate could decide"):
-        subject(make).dynamic("dsnet(divisor=1, minimum=1)")
+def test_networks_without_a_place_for_a_decision_net_say_so(make: Make, spec: str, reason: str) -> None:
+    with pytest.raises(dc.NoSiteError, match=reason):
+        subject(make).dynamic(spec)
 
 
 @cache
@@ -126,7 +139,7 @@ def test_third_party_networks_hold_the_contract(name: str) -> None:
 def test_composed_passes_hold_the_contract(make: Make, methods: list[str]) -> None:
     model, example = make()
     dyn = dc.dynamize(model, methods, example)
-    assert [spec.partition("(")[0] for spec in dyn.history] == ["dsnet", "dsnet"]
+    assert [spec.partition("(")[0] for spec in dyn.history] == [spec.partition("(")[0] for spec in methods]
     assert dc.verify(dyn, model, example).passed
 
 

@@ -207,9 +207,9 @@ def test_rows_meet_again_where_nothing_tells_them_apart(monkeypatch: pytest.Monk
     calls: list[tuple[str, list[int]]] = []
     real = sparse.SparseRun._advance  # pyright: ignore[reportPrivateUsage]
 
-    def counted(self: Any, part: Any, segment: Any) -> Any:
+    def counted(self: Any, part: Any, segment: Any, ask: Any) -> Any:
         calls.append(("/".join(segment.choices), sorted(part.rows.tolist())))
-        return real(self, part, segment)
+        return real(self, part, segment, ask)
 
     monkeypatch.setattr(sparse.SparseRun, "_advance", counted)
     first, second = list(dyn.choices)

@@ -126,7 +126,7 @@ LAYERS = 4 * (50 * (4 * 48 * 48 + 2 * 48 * 96) + 2 * 4 * 50 * 50 * 12)
 
 
 @pytest.mark.parametrize(
-    ("network", "macs"), [("resnet", CONVOLUTIONS + 640), ("vit", 49 * 16 * 48 + LAYERS + 480)]
+    ("network", "macs"), [("resnet", CONVOLUTIONS + 640), ("vit", 16 * 49 * 48 + LAYERS + 480)]
 )
 def test_macs_are_those_counted_by_hand(network: str, macs: int) -> None:
     assert count_macs(build(network)) == macs

@@ -46,8 +46,8 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "resnet": Effort(source=8, base=5, gates=2, rate=1e-2),
-    "vit": Effort(source=8, base=3, gates=2, rate=2e-3, batch=64, shift=0),
+    "resnet": Effort(source=8, base=8, gates=2, rate=1e-2, shift=0),
+    "vit": Effort(source=8, base=6, gates=2, rate=2e-3, batch=64, shift=0),
 }
 
 
@@ -99,8 +99,8 @@ def _dsnet_worth(effort: Effort, target: float) -> Recipe:
     return _dsnet(effort, target, "worth")
 
 
-# Sixteen channels leave four widths only where a divisor of 4 rounds them.
-_DSNET = {"resnet": "dsnet(divisor=4, minimum=4, hidden=64, grid=4)", "vit": "dsnet(hidden=64, start=2)"}
+# Eight channels leave four widths only where a divisor of 2 rounds them.
+_DSNET = {"resnet": "dsnet(divisor=2, minimum=2, hidden=64, grid=4)", "vit": "dsnet(hidden=64, start=2)"}
 
 METHODS: Mapping[str, Method] = {
     "dsnet": Method(_DSNET, _dsnet, shared=1, base="dsnet"),

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.fashion.data import CLASSES
 
-SIDE, PATCH = 28, 4
+SIDE, PATCH = 28, 7
 _STEPS = 200
 
 
@@ -42,7 +42,7 @@ class Block(nn.Module):
 class SmallResNet(nn.Module):
     """A strided stem, then `depth` residual blocks at 14, 7 and 4 pixels each (He et al., CVPR 2016)."""
 
-    def __init__(self, widths: tuple[int, int, int] = (16, 32, 64), depth: int = 1) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (8, 16, 32), depth: int = 1) -> None:
         super().__init__()
         first, _, last = widths
         self.stem = nn.Sequential(
@@ -62,7 +62,7 @@ class SmallResNet(nn.Module):
     @classmethod
     def scaled(cls, scale: float) -> SmallResNet:
         """All widths times `scale`, even numbers."""
-        first, middle, last = (max(2, 2 * round(width * scale / 2)) for width in (16, 32, 64))
+        first, middle, last = (max(2, 2 * round(width * scale / 2)) for width in (8, 16, 32))
         return cls((first, middle, last))
 
 
@@ -104,7 +104,7 @@ class Layer(nn.Module):
 
 
 class SmallViT(nn.Module):
-    """49 patches of 4x4 pixels and a class token (Dosovitskiy et al., ICLR 2021), pre-norm."""
+    """16 patches of 7x7 pixels and a class token (Dosovitskiy et al., ICLR 2021), pre-norm."""
 
     def __init__(
         self, dim: int = 48, heads: int = 4, inner: int = 48, hidden: int = 96, depth: int = 4

@@ -50,7 +50,10 @@ _FIRST_IS_SHAPE = frozenset(
 _SECOND_IS_SHAPE = frozenset(("view_as", "reshape_as", "expand_as", "type_as"))
 
 _MAY_ALIAS = frozenset(
-    ("reshape", "reshape_as", "flatten", "contiguous", "to", "type_as", "dropout", "chunk", "getitem")
+    (
+        *("reshape", "reshape_as", "flatten", "contiguous", "to", "type_as", "dropout", "chunk", "getitem"),
+        *("gain", "scale"),
+    )
 )
 """Operators that return a view at times, though their schema does not say so."""
 
@@ -67,6 +70,8 @@ class Flow:
         dominator: the immediate dominator of each node in `sources`.
         calls: the nodes of each module call.
         dead: nodes that no output depends on: checks, counters, leftovers.
+        rewritten: nodes into whose memory something is written after they are made.
+        fixed: decisions; they are nobody's own, since they run whether or not what they steer does.
     """
 
     operands: Mapping[fx.Node, Sequence[fx.Node]]
@@ -77,6 +82,8 @@ class Flow:
     dominator: Mapping[fx.Node, fx.Node | None]
     calls: Mapping[str, Sequence[fx.Node]]
     dead: Collection[fx.Node]
+    rewritten: Collection[fx.Node]
+    fixed: Collection[fx.Node]
 
     @classmethod
     def of(cls, graph: fx.Graph, decisions: Collection[Target] = ()) -> Flow:
@@ -99,7 +106,9 @@ class Flow:
                 sources[node] = data
         order: dict[fx.Node | None, int] = {node: index for index, node in enumerate(operands)}
         above, dead = dominators(sources), _dead(operands, users)
-        return cls(operands, users, writers, sources, order | {None: -1}, above, calls, dead)
+        fixed = {node for node in operands if node.target in decisions}
+        again = _rewritten(graph)
+        return cls(operands, users, writers, sources, order | {None: -1}, above, calls, dead, again, fixed)
 
     def value(self, reader: fx.Node, operand: fx.Node) -> fx.Node:
         """What `reader` finds in `operand`: the node that has written into its memory last."""
@@ -163,6 +172,10 @@ class Flow:
         users = {user for end in ends for user in self.uses(end)} - members
         return members if users == {exit} and output.op != "placeholder" else set()
 
+    def is_rewritten(self, node: fx.Node) -> bool:
+        """Whether something is written into the memory of `node` later."""
+        return node in self.rewritten
+
     def uses(self, node: fx.Node) -> list[fx.Node]:
         """The users that count: all but dead ends."""
         return [user for user in self.users.get(node, ()) if user not in self.dead]
@@ -174,7 +187,8 @@ class Flow:
         grown: set[fx.Node] = set()
         while ahead:
             node = heapq.heappop(ahead)[1]
-            needless = node.op != "placeholder" and grown.issuperset(self.uses(node))
+            own = node.op != "placeholder" and node not in self.fixed
+            needless = own and grown.issuperset(self.uses(node))
             if node in grown or not (node in seeds or needless):
                 continue
             fresh = self._with_dead_ends(node)
@@ -250,6 +264,20 @@ def _writers(graph: fx.Graph) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
         origin[node] = origin[read[0]] if read and _aliases(node) else node
         last |= {origin[memory]: node for memory in _written(node)}
     return writers
+
+
+def _rewritten(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes into whose memory, or that of a view of it, another node writes after they are made."""
+    origin: dict[fx.Node, fx.Node] = {}
+    known: dict[fx.Node, list[fx.Node]] = {}
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        read = node.all_input_nodes
+        for memory in _written(node):
+            found.update(known.get(origin[memory], ()))
+        origin[node] = origin[read[0]] if read and _aliases(node) else node
+        known.setdefault(origin[node], []).append(node)
+    return found
 
 
 def _dead(operands: Iterable[fx.Node], users: Mapping[fx.Node, Sequence[fx.Node]]) -> set[fx.Node]:

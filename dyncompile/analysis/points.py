@@ -45,10 +45,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class PointFacts:
-    """Points in order, and how many of them come before the first use of each elastic dim."""
+    """Places for decisions.
+
+    Attributes:
+        points: in order.
+        before: elastic name -> how many points come before its first use.
+        partners: node of the evaluation graph -> the same node of the training graph.
+    """
 
     points: tuple[Point, ...]
     before: Mapping[str, int]
+    partners: Mapping[str, str]
 
 
 def find_points(
@@ -68,7 +75,7 @@ def find_points(
         places = {m: flows[m].order[nodes[m][found.nodes[m]]] for m in MODES} if found else {}
         if found and not any(a <= at < b for m, at in places.items() for a, b in spans[m]):
             points.append(found)
-    return PointFacts(tuple(points), _before(program, dims, points, ignored))
+    return PointFacts(tuple(points), _before(program, dims, points, ignored), partners)
 
 
 def _candidates(flow: Flow, nodes: Mapping[str, fx.Node], regions: Regions) -> Iterator[str]:

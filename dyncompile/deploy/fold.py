@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dyncompile.analysis.skips import Skip, find_skips
 from dyncompile.program import POLICY
 from dyncompile.runtime import ops
 from dyncompile.state import STATE_PREFIX
 from dyncompile.torchlib import map_nodes
 
+aten = torch.ops.aten
 _ARITHMETIC: tuple[Callable[..., Any], ...] = (operator.mul, operator.add)
 
 
@@ -26,7 +28,7 @@ def fold(source: fx.Graph, policy: Any, tensors: Mapping[str, Tensor]) -> tuple[
     Narrowed tensors keep the source's name. Write-backs of statistics are dropped: a static network owns its
     own.
     """
-    folder = _Folder(policy, tensors)
+    folder = _Folder(source, policy, tensors)
     for node in source.nodes:
         folder.visit(node)
     folder.graph.eliminate_dead_code()
@@ -35,17 +37,28 @@ def fold(source: fx.Graph, policy: Any, tensors: Mapping[str, Tensor]) -> tuple[
 
 
 class _Folder:
-    def __init__(self, policy: Any, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, source: fx.Graph, policy: Any, tensors: Mapping[str, Tensor]) -> None:
         self._policy, self._tensors = policy, tensors
         self._known: dict[fx.Node, Any] = {}
         self._names: dict[fx.Node, str] = {}
         self._static: dict[fx.Node, fx.Node] = {}
         self._last_read: fx.Node | None = None
+        skips = [skip for skip in find_skips(source) if self._gain(skip.gain) == 0]
+        self._left_out = {node for skip in skips for node in (*skip.body, skip.gain)}
+        self._ends = {skip.exit: skip for skip in skips}
         self.graph = fx.Graph()
         self.state: dict[str, Tensor] = {}
 
     def visit(self, node: fx.Node) -> None:
-        if node.op == "placeholder" and node.target == POLICY:
+        if node in self._left_out:
+            return
+        if node in self._ends:
+            self._static[node] = self._without_branch(self._ends[node])
+        elif node.target is ops.gain:
+            self._static[node] = self._multiplied(node, self._gain(node))
+        elif node.target is ops.scale:
+            self._static[node] = self._scaled(node)
+        elif node.op == "placeholder" and node.target == POLICY:
             self._known[node] = self._policy
         elif node.op == "get_attr":
             self._known[node], self._names[node] = self._tensors[str(node.target)], str(node.target)
@@ -56,6 +69,43 @@ class _Folder:
             new.meta = dict(node.meta)
             if node.op == "placeholder":
                 self._last_read = new
+
+    # -- gains --------------------------------------------------------------------------------
+
+    def _gain(self, node: fx.Node) -> float:
+        """The gain that all rows have at a branch."""
+        _, decision, weights, _ = node.args
+        rows = self._policy.decide(decision.args[1], ()).rows[:1]  # pyright: ignore
+        return float(rows[0] @ rows.new_tensor(weights)) if len(rows) else 1.0
+
+    def _without_branch(self, skip: Skip) -> fx.Node:
+        kept = self._operand(skip.kept)
+        return self._call(skip.exit, aten.clone.default, (kept,)) if skip.rewritten else kept
+
+    def _multiplied(self, node: fx.Node, factor: float) -> fx.Node:
+        output = self._operand(node.args[0])  # pyright: ignore
+        return output if factor == 1 else self._call(node, aten.mul.Tensor, (output, factor))
+
+    def _scaled(self, node: fx.Node) -> fx.Node:
+        """Times a constant: one gain per position of an axis, the same for all rows."""
+        source, gains, axis, _ = node.args
+        x, values = self._operand(source), self._known[gains][0]  # pyright: ignore
+        if bool((values == 1).all()):
+            return x
+        shape = [1] * node.meta["val"].dim()
+        shape[axis] = -1  # pyright: ignore
+        like = next(t for t in self._tensors.values() if t.is_floating_point())
+        name = f"{STATE_PREFIX}.scales.{node.name}"
+        self.state[name] = values.detach().to(like.device, like.dtype).reshape(shape)
+        self._known[node] = self.state[name]
+        return self._call(node, aten.mul.Tensor, (x, self._read(name, node)))
+
+    def _call(self, like: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
+        new = self.graph.call_function(target, args)
+        new.meta = dict(like.meta)
+        return new
+
+    # -- state --------------------------------------------------------------------------------
 
     def _is_foldable(self, node: fx.Node) -> bool:
         if node.target not in ops.FOLDABLE and node.target not in _ARITHMETIC:

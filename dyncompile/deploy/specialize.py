@@ -18,6 +18,7 @@ from dyncompile.gate import without_gates
 from dyncompile.policies import Forced
 from dyncompile.program import Mode, Program, Route
 from dyncompile.resize import Resizer, restore_reads
+from dyncompile.runtime import ops
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import Group, group_rows, plan_route
 from dyncompile.state import put_state, state_tensors
@@ -53,20 +54,30 @@ def specialize(dyn: DynamicModel, route: Route, *, mode: Mode = "eval") -> fx.Gr
 def _without_dead_dims(dyn: DynamicModel, group: Group, mode: Mode) -> fx.Graph:
     """The graph of one mode without decision nets; dims that nothing reads are narrowed to nothing."""
     graph = without_gates(dyn.program.graphs[mode])
-    dead = {name: 0 for name in dyn.facts.dead if name not in dyn.program.sized}
+    decided = {*dyn.program.sized, *dyn.program.picked}
+    dead = {name: 0 for name in dyn.facts.dead if name not in decided}
     if not dead:
         return graph
     restore_reads(graph)
     dims, sized = dyn.facts.dims, dyn.program.sized
-    sizes = {name: one.sizes[group.decisions[one.choice].index] for name, one in sized.items()}
-    resizer = Resizer(graph, dims.graphs[mode], dims.state, {**sizes, **dead})
+    sizes: dict[str, int | fx.Node] = {
+        name: one.sizes[group.decisions[one.choice].index] for name, one in sized.items()
+    }
+    picks = {str(node.args[1]): node for node in graph.nodes if node.target is ops.active}
+    counts: dict[str, fx.Node] = {}
+    for name, index in picks.items():
+        with graph.inserting_after(index):
+            counts[name] = graph.call_function(ops.count, (index,))
+        counts[name].meta["val"] = dims.elastic[name].dim.size
+    resizer = Resizer(graph, dims.graphs[mode], dims.state, {**sizes, **counts, **dead}, picks)
     resizer.run(dims.statistics, lambda node: None)
     return graph
 
 
 def _single(program: Program, route: Route) -> Group:
     rows = max((value.shape[0] for value in route.values()), default=1)
-    groups = group_rows(plan_route(Forced(route), program.choices, rows), program.choices, rows)
+    planned = plan_route(Forced(route), program.choices, rows)
+    groups = group_rows(planned, program.choices, rows, program.choices)
     if len(groups) != 1:
         raise RouteError(
             f"the route holds {len(groups)} different rows, a static network has one",
@@ -83,10 +94,10 @@ def _owned(graph: fx.Graph, state: Mapping[str, Tensor], dyn: DynamicModel) -> n
     sources, saved = state_tensors(dyn.program.state), set(dyn.state_dict())
     owner, copies = nn.Module(), dict[int, Tensor]()
     for name in dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr"):
-        value, source = state[name], sources[name]
+        value, source = state[name], sources.get(name)
         if id(value) not in copies:
             own = value.detach().clone(memory_format=torch.contiguous_format)
             is_parameter = isinstance(source, nn.Parameter)
             copies[id(value)] = nn.Parameter(own, source.requires_grad) if is_parameter else own
-        put_state(owner, name, copies[id(value)], persistent=name in saved)
+        put_state(owner, name, copies[id(value)], persistent=name in saved or source is None)
     return owner

@@ -7,16 +7,16 @@ lists the dims for which that does not hold.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx
 
-from dyncompile.analysis.dims.algebra import Dim, Elastic, elastics, leaves
-from dyncompile.analysis.dims.call import TensorType, bind, flat_types
+from dyncompile.analysis.dims.algebra import Dim, elastics
+from dyncompile.analysis.dims.call import TensorType, bind
 from dyncompile.analysis.dims.facts import DimFacts
+from dyncompile.analysis.sums import Sums
 from dyncompile.program import Mode, Program, copy_graph
 from dyncompile.resize import drop_unused, restore_reads
 from dyncompile.runtime import masks, ops
@@ -40,19 +40,19 @@ class _Densifier:
     def __init__(self, program: Program, dims: DimFacts, mode: Mode) -> None:
         self._graph = copy_graph(program.graphs[mode])
         self._sized, self._types = program.sized, dict(dims.graphs[mode].types)
-        self._contractions = dims.graphs[mode].contractions
+        self._sums = Sums(self._types, dims.graphs[mode].contractions)
         self._decisions = {str(n.args[1]): n for n in self._graph.nodes if n.target is ops.decide}
         self._masks: dict[Any, fx.Node] = {}
 
     def run(self) -> fx.Graph:
         self._private_norms()
         restore_reads(self._graph)
-        for node in [n for n in self._graph.nodes if n.target is ops.extent]:
-            node.replace_all_uses_with(max(node.args[1]))
+        for node in [n for n in self._graph.nodes if n.target in (ops.extent, ops.count)]:
+            node.replace_all_uses_with(_full_size(node))
             self._graph.erase_node(node)
         for node in [n for n in self._graph.nodes if n.op == "call_function"]:
             self._visit(node)
-        drop_unused(self._graph, (ops.pick, masks.mask))
+        drop_unused(self._graph, (ops.pick, ops.active, masks.mask))
         self._graph.lint()
         return self._graph
 
@@ -65,7 +65,7 @@ class _Densifier:
             if not isinstance(mean, fx.Node) or mean.target is not ops.pick:
                 continue
             decision, means = mean.args
-            dim = self._dims(node)[1]
+            dim = self._sums.dims(node)[1]
             choice = str(decision.args[1])  # pyright: ignore
             with self._graph.inserting_before(node):
                 new = self._graph.call_function(
@@ -79,7 +79,7 @@ class _Densifier:
             self._replace(node, new)
 
     def _layer_norm(self, node: fx.Node) -> None:
-        given, dims = bind(node), self._dims(node)
+        given, dims = bind(node), self._sums.dims(node)
         if len(given["normalized_shape"]) != 1 or not self._choices(dims[-1]):
             return
         own = self._mask(given["input"], dims, len(dims) - 1)
@@ -108,32 +108,11 @@ class _Densifier:
             return
         summed = set[Dim]()
         for operand in node.all_input_nodes:
-            current, dims = operand, self._dims(operand)
+            current, dims = operand, self._sums.dims(operand)
             for axis, dim in enumerate(dims):
-                if dim not in summed and self._sums(node, operand, axis, dims) and self._choices(dim):
+                if dim not in summed and self._choices(dim) and self._sums.over(node, operand, axis):
                     current = self._mask_operand(node, current, dims, axis)
                     summed.add(dim)
-
-    def _sums(self, node: fx.Node, operand: fx.Node, axis: int, dims: TensorType) -> bool:
-        """Whether a node sums over an axis of an operand, which then must be masked.
-
-        Masks are applied nowhere else, and to one of two operands: two in a row would square the decision,
-        and the gradient of a square at zero is zero.
-        """
-        if node.target is aten.scaled_dot_product_attention.default:
-            return operand is node.args[0] and axis == len(dims) - 1
-        before = self._counts(self._contractions.get(node.name, ()))
-        after = self._counts(flat_types(self._types.get(node.name)))
-        own = {e.name for e in elastics(dims[axis])}
-        return any(before[name] > after[name] or not after[name] for name in own)
-
-    @staticmethod
-    def _counts(types: Iterable[TensorType]) -> Counter[str]:
-        """How often each elastic dim appears, at most in one of several types."""
-        found: Counter[str] = Counter()
-        for dims in types:
-            found |= Counter(leaf.name for dim in dims for leaf in leaves(dim) if isinstance(leaf, Elastic))
-        return found
 
     def _mask_operand(self, node: fx.Node, operand: fx.Node, dims: TensorType, axis: int) -> fx.Node:
         """Mask an operand where it is read: what is written in place before is seen."""
@@ -169,7 +148,10 @@ class _Densifier:
     def _choices(self, dim: Dim) -> list[str]:
         return list(dict.fromkeys(self._sized[e.name].choice for e in elastics(dim) if e.name in self._sized))
 
-    def _dims(self, node: fx.Node) -> TensorType:
-        """The type of a data value; nothing for state, whose positions meet masked data."""
-        found = self._types.get(node.name)
-        return found if isinstance(found, tuple) and node.op != "get_attr" else ()
+
+def _full_size(node: fx.Node) -> int:
+    """The largest size that a decision can ask for."""
+    if node.target is ops.extent:
+        return max(node.args[1])  # pyright: ignore
+    (index,) = node.all_input_nodes
+    return int(index.args[2])  # pyright: ignore

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from dyncompile.analysis.dims.algebra import BATCH
 from dyncompile.analysis.dims.call import Type
 from dyncompile.analysis.facts import Facts, analyze
+from dyncompile.analysis.skips import find_skips
 from dyncompile.cost import Macs
 from dyncompile.errors import InputError, RouteError
 from dyncompile.gate import without_gates
@@ -22,7 +23,7 @@ from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Route
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.dense import densify, unmaskable
-from dyncompile.runtime.segments import Segment, cut
+from dyncompile.runtime.segments import Segment, cut, parting
 from dyncompile.runtime.sparse import SparseRun
 from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
 from dyncompile.state import GATES
@@ -106,10 +107,28 @@ class DynamicModel(nn.Module):
         if execution == "dense" or (execution == "auto" and asks and self._trains_gates()):
             return self._run_dense(flat, rows, policy)
         planned: Route = {} if asks else plan_route(policy, self.choices, rows)
-        if not asks and len(groups := group_rows(planned, self.choices, rows)) == 1:
+        groups = [] if asks else group_rows(planned, self.choices, rows, self._parting)
+        if len(groups) == 1 and not self._skips(planned):
             outputs = self._forwards[self.mode](groups[0], *flat)
             return Record(self.program.signature.unflatten(outputs), planned, {})
         return self._run_sparse(flat, rows, policy, planned)
+
+    def _skips(self, route: Route) -> bool:
+        """Whether some row leaves out a branch."""
+        return any(
+            bool((route[choice] @ torch.tensor(weights).to(route[choice]) == 0).any())
+            for choice, weights in self._conditions
+        )
+
+    @cached_property
+    def _conditions(self) -> list[tuple[str, tuple[float, ...]]]:
+        """What decides whether branches run."""
+        return list(dict.fromkeys(skip.condition for skip in find_skips(self._plain["eval"])))
+
+    @cached_property
+    def _parting(self) -> set[str]:
+        """Choices by which rows part."""
+        return parting(self._plain["eval"])
 
     def _trains_gates(self) -> bool:
         if not torch.is_grad_enabled():
@@ -206,7 +225,7 @@ class DynamicModel(nn.Module):
 
     @cached_property
     def _path_cost(self) -> Macs:
-        return Macs(self.program, self.facts.macs.path)
+        return Macs(self.program, self.facts.macs.nodes)
 
     @cached_property
     def _output_types(self) -> dict[Mode, list[Type]]:
@@ -236,7 +255,7 @@ class DynamicModel(nn.Module):
     def decision_macs(self) -> float:
         """MACs per sample that the decision nets cost on top of the path, at full size."""
         full = {name: Full().decide(choice, 1, None) for name, choice in self.choices.items()}
-        return float(Macs(self.program, self.facts.macs.deciding)(full)[0])
+        return float(Macs(self.program, self.facts.macs.decisions)(full)[0])
 
     def explain(self) -> str:
         """Sites, rejections with reasons, and what share of parameters and MACs the choices cover."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dyncompile.analysis.dims.algebra import Dim, Elastic, Factor, Sum, kept
+from dyncompile.analysis.dims.algebra import Dim, Elastic, Factor, Sum, elastics, kept, size
 from dyncompile.program import Decision
 
 Pattern = tuple[Any, ...]
@@ -59,12 +59,17 @@ def prefix(tensor: Tensor, sizes: tuple[int | None, ...]) -> Tensor:
     return tensor
 
 
-def positions(like: Tensor, pattern: Pattern, *sizes: int) -> Tensor:
-    """The kept positions of a composite dim at the given sizes.
+def positions(like: Tensor, pattern: Pattern, *keeps: int | Tensor) -> Tensor:
+    """The kept positions of a composite dim whose operands keep so many leading ones, or the given ones.
 
     Int64 [n], ascending, on the device of `like`.
     """
-    return _positions(pattern, sizes, like.device)
+    sizes = tuple(keep for keep in keeps if isinstance(keep, int))
+    if len(sizes) == len(keeps):
+        return _positions(pattern, sizes, like.device)
+    if len(pattern) == len(keeps) == 1 and pattern[0][0] == "x":
+        return keeps[0].to(like.device)
+    return kept(decode(pattern), {str(i): keep for i, keep in enumerate(keeps)}).to(like.device)
 
 
 @lru_cache(maxsize=4096)
@@ -91,7 +96,104 @@ def put(buffer: Tensor, index: Tensor, value: Tensor) -> None:
             buffer.index_copy_(0, index, value)
 
 
-FOLDABLE = (decide, extent, prefix, positions, take, pick)
+def active(decision: Decision, name: str, size: int, block: int) -> Tensor:
+    """Positions of elastic dim `name` (of `size`) that any row keeps: int64 [n], on the CPU.
+
+    Column j stands for `block` positions. At least the first block stays: kernels refuse empty tensors, and
+    where its gains are 0 it adds nothing.
+    """
+    on = (decision.rows.detach() > 0).any(0).cpu()
+    if bool(on.all()) or not len(decision.rows):
+        return torch.arange(size)
+    columns = on.nonzero().flatten() if bool(on.any()) else torch.zeros(1, dtype=torch.int64)
+    if block == 1:
+        return columns
+    index = (columns[:, None] * block + torch.arange(block)).flatten()
+    return index[index < size]
+
+
+def count(index: Tensor) -> int:
+    """How many positions are kept."""
+    return len(index)
+
+
+def gains(decision: Decision, pattern: Pattern, block: int) -> Tensor:
+    """The gain of every position of a composite dim, float [rows, positions].
+
+    The pattern's only operand is the elastic dim that the decision is about; what lies beside it in a
+    concatenation has gain 1.
+    """
+    columns = _columns(pattern, block, decision.rows.device)
+    padded = torch.cat([decision.rows, decision.rows.new_ones(len(decision.rows), 1)], 1)
+    return padded.index_select(1, columns)
+
+
+@lru_cache(maxsize=4096)
+def _columns(pattern: Pattern, block: int, device: torch.device) -> Tensor:
+    """Column of the decision for every position of a dim; one past the last where none decides: int64."""
+    dim = decode(pattern)
+    (operand,) = elastics(dim)
+    with torch.inference_mode(False):
+        found = torch.full((size(dim),), -(-operand.size // block))
+        beside = set[int](kept(dim, {operand.name: torch.arange(0)}).tolist())  # pyright: ignore
+        for position in range(operand.size):
+            index = kept(dim, {operand.name: torch.tensor([position])})
+            mine = [i for i in index.tolist() if i not in beside]  # pyright: ignore
+            found[mine] = position // block
+        return found.to(device)
+
+
+def gain(output: Tensor, decision: Decision, weights: tuple[float, ...], batch: int) -> Tensor:
+    """What a branch adds, times the gain of each row: ``rows @ weights``; `batch` is the axis of the rows.
+
+    Where all gains are 1 it is `output` itself. Execution that skips does not run what only rows of gain 0
+    would need.
+    """
+    return times(output, weighted(decision, weights), batch)
+
+
+def weighted(decision: Decision, weights: tuple[float, ...]) -> Tensor:
+    """``rows @ weights``: float [rows]."""
+    return decision.rows @ decision.rows.new_tensor(weights)
+
+
+def times(x: Tensor, gains: Tensor, batch: int) -> Tensor:
+    """`x` with each row times its gain [rows]."""
+    if _is_neutral(gains):
+        return x
+    return x * _per_row(gains[:, None], x, batch, batch)
+
+
+def scale(x: Tensor, gains: Tensor, axis: int, batch: int) -> Tensor:
+    """`x` with the positions of `axis` times their gains [rows, positions]; `batch` is the axis of the rows.
+
+    A gain of 0 removes a position where nothing but a contraction reads it afterwards.
+    """
+    return x if _is_neutral(gains) else x * _per_row(gains, x, axis, batch)
+
+
+def _is_neutral(gains: Tensor) -> bool:
+    learns = torch.is_grad_enabled() and gains.requires_grad
+    return not learns and bool((gains == 1).all())
+
+
+def _per_row(gains: Tensor, x: Tensor, axis: int, batch: int) -> Tensor:
+    """Gains [rows, n] in a shape that multiplies `x`; several positions of `batch` may belong to one row."""
+    per_row = x.shape[batch] // max(len(gains), 1)
+    spread = (gains.repeat_interleave(per_row, 0) if per_row > 1 else gains).to(x.device, x.dtype)
+    shape = [1] * x.dim()
+    shape[batch] = len(spread)
+    if axis != batch:
+        shape[axis] = spread.shape[1]
+    return (spread if batch <= axis else spread.T).reshape(shape)
+
+
+FOLDABLE = (decide, extent, prefix, positions, take, pick, active, count, gains)
+"""What decisions and parameters alone determine."""
+
+GAINS = (gain, scale)
+"""Operators that multiply data of the network by a decision."""
+
 DECISIONS = (decide,)
 """Operators whose inputs are features of a decision, not data of the network."""
 

@@ -4,6 +4,9 @@ A segment starts with decisions and runs up to the next one. Values that cross a
 depends on parameters, decisions and sizes alone is computed again where it is needed. A choice stays *alive*
 as long as later work or a value that crosses depends on it: rows that differ in none of the choices alive at
 a cut go on together.
+
+Only choices that size something make rows part. Gains are numbers per row: they are decided on the way, and
+a branch that some rows skip becomes a function of the rows that do not (`dyncompile.runtime.branches`).
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from torch import fx
 from dyncompile.analysis.dims.algebra import BATCH, elastics
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.flow import carries_tensor
+from dyncompile.analysis.skips import Skip, find_skips
 from dyncompile.program import POLICY, Program
 from dyncompile.runtime import ops
+from dyncompile.runtime.branches import Branch
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.rows import batch_axis
 
@@ -55,18 +60,25 @@ def cut(graph: fx.Graph, types: Mapping[str, Type], program: Program) -> list[Se
 
 class _Cutter:
     def __init__(self, graph: fx.Graph, types: Mapping[str, Type], program: Program) -> None:
-        self._graph, self._types, self._sized = graph, types, program.sized
+        self._graph, self.types, self._sized = graph, types, program.sized
         self.state = program.state
+        self._parting = parting(graph)
         self._home: dict[fx.Node, int] = {}
         self._decisions: list[list[fx.Node]] = [[]]
+        skips = find_skips(graph)
+        self.exits = {skip.exit: skip for skip in skips}
+        self._owner: dict[fx.Node, Skip] = {}
+        for skip in sorted(skips, key=lambda skip: -len(skip.body)):  # the innermost comes last
+            self._owner.update(dict.fromkeys((*skip.body, skip.gain), skip))
         self._place()
-        self._pieces = [_Piece(self, index) for index in range(len(self._decisions))]
+        names = range(len(self._decisions))
+        self._pieces = [_Piece(self, self.nodes_of(i), f"segment {i}") for i in names]
 
     def _place(self) -> None:
         """Give every node its segment: decisions with no work between them are taken together."""
         worked = False
         for node in self._graph.nodes:
-            if node.target is ops.decide:
+            if node.target is ops.decide and node.args[1] in self._parting:
                 if worked:
                     self._decisions.append([])
                     worked = False
@@ -77,12 +89,20 @@ class _Cutter:
 
     def is_light(self, node: fx.Node) -> bool:
         """Whether a node is computed again where it is needed: state, decisions, sizes, narrowed state."""
+        if node.target is ops.decide:
+            return not self.is_taken_here(node)
         if node.op == "get_attr" or node.target in ops.FOLDABLE:
             return True
         return node.op == "call_function" and not carries_tensor(node) and node.target is not ops.put
 
+    def is_taken_here(self, node: fx.Node) -> bool:
+        """Whether a node asks a decision net without making rows part: that happens while a segment runs."""
+        return node.target is ops.decide and len(node.args) > 2 and node.args[1] not in self._parting
+
     def home(self, node: fx.Node) -> int:
         """The segment that computes a node; inputs come before the first."""
+        while node in self._owner:
+            node = self._owner[node].exit
         return -1 if node.op == "placeholder" else self._home[node]
 
     def is_batch_size(self, node: fx.Node) -> bool:
@@ -90,13 +110,17 @@ class _Cutter:
         if node.target is not aten.sym_size.int:
             return False
         source, axis = node.args
-        found = self._types.get(source.name) if isinstance(source, fx.Node) else None
+        found = self.types.get(source.name) if isinstance(source, fx.Node) else None
         return isinstance(found, tuple) and isinstance(axis, int) and found[axis] == (BATCH,)
 
     def nodes_of(self, index: int) -> list[fx.Node]:
-        """The nodes that a segment computes whether or not something asks for them."""
+        """The nodes that a segment computes whether or not something asks for them, bodies left out."""
         heavy = [n for n in self._graph.nodes if n.op != "placeholder" and not self.is_light(n)]
-        return [node for node in heavy if self._home[node] == index]
+        return [node for node in heavy if node not in self._owner and self._home[node] == index]
+
+    def body_of(self, skip: Skip) -> list[fx.Node]:
+        """The nodes that run in the body of a branch and in none inside it."""
+        return [node for node in skip.body if not self.is_light(node) and self._owner[node] is skip]
 
     def segments(self) -> list[Segment]:
         """All segments, compiled."""
@@ -127,7 +151,7 @@ class _Cutter:
         earlier = {str(d.args[1]) for decisions in self._decisions[:index] for d in decisions}
         used = {name for piece in self._pieces[index:] for name in piece.decisions}
         for node in live:
-            found = self._types.get(node.name)
+            found = self.types.get(node.name)
             used |= {self._sized[e].choice for e in _moving(found) if e in self._sized}
             if all(batch_axis(one) is None for one in flat_types(found)):
                 used |= _decided_by(node)
@@ -135,23 +159,25 @@ class _Cutter:
 
 
 class _Piece:
-    """The graph of one segment while it is built."""
+    """The graph of one segment, or of the body of a branch, while it is built."""
 
-    def __init__(self, cutter: _Cutter, index: int) -> None:
-        self._cutter, self._index = cutter, index
+    def __init__(self, cutter: _Cutter, nodes: Sequence[fx.Node], name: str) -> None:
+        self._cutter, self._name = cutter, name
         self._graph = fx.Graph()
         self._policy = self._graph.placeholder(POLICY)
         self._env: dict[fx.Node, fx.Node] = {}
         self._last_input = self._policy
         self.inputs: dict[fx.Node, fx.Node] = {}
         self.decisions: set[str] = set()
-        for node in cutter.nodes_of(index):
+        for node in nodes:
             self._copy(node)
 
     def _operand(self, node: fx.Node) -> fx.Node:
         if node not in self._env:
             if node.op == "placeholder" and node.target == POLICY:
                 return self._policy
+            if node.target is ops.decide:
+                return self._decision(node)
             if self._cutter.is_batch_size(node):
                 self._env[node] = self._graph.call_function(ops.row_count, (self._policy,))
             elif self._cutter.is_light(node):
@@ -161,13 +187,42 @@ class _Piece:
         return self._env[node]
 
     def _copy(self, node: fx.Node) -> None:
+        if node in self._cutter.exits:
+            self._join(self._cutter.exits[node])
+            return
         if node.target is ops.decide:
-            self.decisions.add(str(node.args[1]))
-            self._env[node] = self._graph.call_function(ops.decide, (self._policy, node.args[1]))
+            self._decision(node, *map(self._operand, node.all_input_nodes[1:]))
             return
         for operand in node.all_input_nodes:
             self._operand(operand)
         self._env[node] = self._graph.node_copy(node, self._env.__getitem__)
+
+    def _decision(self, node: fx.Node, *features: fx.Node) -> fx.Node:
+        """A decision: taken now, from what its net says, or known by name."""
+        self.decisions.add(str(node.args[1]))
+        arguments = (self._policy, node.args[1], *features)
+        self._env[node] = self._graph.call_function(ops.decide, arguments)
+        return self._env[node]
+
+    def _join(self, skip: Skip) -> None:
+        """The sum at the end of a branch, as a call that runs the body for the rows that need it."""
+        body = _Piece(self._cutter, self._cutter.body_of(skip), f"body of {skip.exit}")
+        self.decisions |= body.decisions
+        taken = list(body.inputs)
+        types = self._cutter.types
+        branch = Branch(
+            body=body.compiled([skip.output]),
+            weights=skip.condition[1],
+            alpha=skip.alpha,
+            rewritten=skip.rewritten,
+            kept=types.get(skip.kept.name),
+            takes=tuple(types.get(node.name) for node in taken),
+        )
+        decision = self._operand(skip.gain.all_input_nodes[1])
+        operands = [self._operand(node) for node in (skip.kept, *taken)]
+        self._env[skip.exit] = self._graph.call_function(
+            branch.named(f"branch_{skip.exit}"), (self._policy, decision, *operands)
+        )
 
     def _take(self, node: fx.Node) -> None:
         with self._graph.inserting_after(self._last_input):
@@ -175,11 +230,17 @@ class _Piece:
         self.inputs[node] = self._env[node] = self._last_input
 
     def compiled(self, gives: Sequence[fx.Node]) -> GraphForward:
-        """The segment as a function; the last one returns the graph's outputs."""
+        """The piece as a function of the policy and its inputs; the last segment gives the graph's outputs."""
         if not any(node.op == "output" for node in self._graph.nodes):
             self._graph.output(tuple(self._env[node] for node in gives))
         self._graph.lint()
-        return compile_graph(self._graph, f"segment {self._index}", self._cutter.state)
+        return compile_graph(self._graph, self._name, self._cutter.state)
+
+
+def parting(graph: fx.Graph) -> set[str]:
+    """Choices that size something: rows that differ in one of them cannot run together."""
+    sizing = (node.args[0] for node in graph.nodes if node.target in (ops.extent, ops.pick))
+    return {str(decision.args[1]) for decision in sizing if isinstance(decision, fx.Node)}
 
 
 def _moving(found: Type) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from dyncompile.policies import Policy
 from dyncompile.program import Choice, Decision, Route
 from dyncompile.runtime.rows import join_rows, select_rows
 from dyncompile.runtime.segments import Segment
-from dyncompile.runtime.steering import Group, decision_of, split_rows, way_of
+from dyncompile.runtime.steering import Ask, Group, Steered, decision_of, split_rows, way_of
 
 
 @dataclass(frozen=True)
@@ -53,26 +54,34 @@ class SparseRun:
         """Run `inputs` (by name) of `rows` rows; choices that `planned` lacks are decided on the way."""
         parts = [Part(Group(torch.arange(rows), {}), inputs)]
         outputs: list[Sequence[Any]] = []
+        ask = partial(self._ask, policy, planned)
         for segment in self._segments:
             parts = self._merged(parts, segment)
-            parts = [new for part in parts for new in self._split(part, segment, policy, planned)]
-            outputs = [self._advance(part, segment) for part in parts]
+            parts = [new for part in parts for new in self._split(part, segment, ask)]
+            advanced = [self._advance(part, segment, ask) for part in parts]
+            outputs = [given for _, given in advanced]
             parts = [
-                Part(part.group, {**part.values, **dict(zip(segment.gives, given, strict=False))})
-                for part, given in zip(parts, outputs, strict=True)
+                Part(group, {**part.values, **dict(zip(segment.gives, given, strict=False))})
+                for part, (group, given) in zip(parts, advanced, strict=True)
             ]
         finished = tuple((part.rows, out) for part, out in zip(parts, outputs, strict=True))
+        for name in self._choices:  # what nothing asked for: all rows skip what it decides
+            if name not in self._decided:
+                ask(name, torch.arange(rows), None)
         return Finished(finished, _in_order(self._decided), _in_order(self._logits))
 
-    def _advance(self, part: Part, segment: Segment) -> Sequence[Any]:
-        return segment.forward(part.group, *(part.values[name] for name in segment.takes))
+    def _advance(self, part: Part, segment: Segment, ask: Ask) -> tuple[Group, Sequence[Any]]:
+        """The part with what was decided on the way, and what the segment gives."""
+        steered = Steered(part.rows, dict(part.group.decisions), ask)
+        given = segment.forward(steered, *(part.values[name] for name in segment.takes))
+        return Group(part.rows, steered.decisions), given
 
     def _merged(self, parts: list[Part], segment: Segment) -> list[Part]:
         """Parts that differ in no choice that is still alive become one."""
         alike: dict[tuple[tuple[float, ...], ...], list[Part]] = {}
         alive = sorted(segment.alive)
         for part in parts:
-            key = tuple(way_of(self._choices[name], part.group.decisions[name]) for name in alive)
+            key = tuple(way_of(part.group.decisions[name]) for name in alive)
             alike.setdefault(key, []).append(part)
         return [self._joined(same, segment) for same in alike.values()]
 
@@ -84,34 +93,39 @@ class SparseRun:
             name: join_rows([part.values[name] for part in parts], self._types.get(name))
             for name in segment.live
         }
+        known = set.intersection(*(set(part.group.decisions) for part in parts))
         decisions = {
             name: decision_of(torch.cat([part.group.decisions[name].rows for part in parts]))
-            for name in segment.alive
+            for name in sorted(known)
         }
         return Part(Group(torch.cat([part.rows for part in parts]), decisions), values)
 
-    def _split(self, part: Part, segment: Segment, policy: Policy, planned: Route) -> list[Part]:
+    def _split(self, part: Part, segment: Segment, ask: Ask) -> list[Part]:
         """The part by what is decided at the segment's start."""
         if not segment.choices:
             return [part]
         decided: list[tuple[Choice, Tensor]] = []
         for name in segment.choices:
-            rows = self._decide(name, part, segment, policy, planned)
-            self._decided.setdefault(name, []).append((part.rows, rows))
-            decided.append((self._choices[name], rows))
-        groups = split_rows(part.group, decided)
+            logits = part.values[segment.logits[name]] if name in segment.logits else None
+            decided.append((self._choices[name], ask(name, part.rows, logits)))
+        groups = split_rows(part.group, decided, segment.choices)
         if len(groups) == 1:
             return [Part(Group(part.rows, {**part.group.decisions, **groups[0].decisions}), part.values)]
         return [self._selected(part, group) for group in groups]
 
-    def _decide(self, name: str, part: Part, segment: Segment, policy: Policy, planned: Route) -> Tensor:
+    def _ask(
+        self, policy: Policy, planned: Route, name: str, positions: Tensor, logits: Tensor | None
+    ) -> Tensor:
+        """What is planned for the rows at `positions`, or what the policy says; kept for the record."""
         if name in planned:
             rows = planned[name]
-            return rows[part.rows.to(rows.device)]
-        logits: Tensor | None = part.values[segment.logits[name]] if name in segment.logits else None
-        if logits is not None:
-            self._logits.setdefault(name, []).append((part.rows, logits))
-        return policy.decide(self._choices[name], len(part.rows), logits)
+            rows = rows[positions.to(rows.device)]
+        else:
+            if logits is not None:
+                self._logits.setdefault(name, []).append((positions, logits))
+            rows = policy.decide(self._choices[name], len(positions), logits)
+        self._decided.setdefault(name, []).append((positions, rows))
+        return rows
 
     def _selected(self, part: Part, group: Group) -> Part:
         count = len(part.rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,11 @@ from torch import Tensor
 
 from dyncompile.errors import RouteError
 from dyncompile.policies import Forced, Policy
-from dyncompile.program import Choice, Decision, Domain, Route
+from dyncompile.program import Choice, Decision, Route
+
+
+Ask = Callable[[str, Tensor, Tensor | None], Tensor]
+"""``ask(choice, positions [n], logits [n, width])`` -> rows [n, width]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,50 @@ class Group:
     def decide(self, name: str, features: Sequence[Tensor]) -> Decision:
         """The decision that this group of rows has in common (the graph's `policy` input)."""
         return self.decisions[name]
+
+
+@dataclass(slots=True)
+class Steered:
+    """Rows that run a segment together: what was decided for them, and whom to ask for the rest."""
+
+    rows: Tensor
+    decisions: dict[str, Decision]
+    ask: Ask
+
+    def decide(self, name: str, features: Sequence[Tensor]) -> Decision:
+        """The decision of one choice for these rows, asked for at most once."""
+        if name not in self.decisions:
+            self.decisions[name] = decision_of(self.ask(name, self.rows, features[0] if features else None))
+        return self.decisions[name]
+
+    def narrowed(self, at: Tensor) -> Some:
+        """The rows at positions `at` [n]."""
+        return Some(self, at)
+
+
+@dataclass(slots=True)
+class Some:
+    """Some rows of those that run together: they have the decisions of all."""
+
+    whole: Steered | Some
+    at: Tensor
+    decisions: dict[str, Decision] = field(default_factory=dict[str, Decision])
+
+    @property
+    def rows(self) -> Tensor:
+        """Positions in the batch: int64 [n]."""
+        return self.whole.rows[self.at.to(self.whole.rows.device)]
+
+    def decide(self, name: str, features: Sequence[Tensor]) -> Decision:
+        """The part of a decision that concerns these rows."""
+        if name not in self.decisions:
+            one = self.whole.decide(name, features)
+            self.decisions[name] = Decision(_taken(one.rows, self.at), one.index)
+        return self.decisions[name]
+
+    def narrowed(self, at: Tensor) -> Some:
+        """The rows at positions `at` [n] of these."""
+        return Some(self, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +105,22 @@ def plan_route(policy: Policy, choices: Mapping[str, Choice], rows: int) -> Rout
     return {name: choice.check(policy.decide(choice, rows, None)) for name, choice in choices.items()}
 
 
-def group_rows(route: Route, choices: Mapping[str, Choice], rows: int) -> list[Group]:
-    """Groups of rows that take the same way, in order of first appearance; one group for an empty batch."""
+def group_rows(
+    route: Route, choices: Mapping[str, Choice], rows: int, parting: Collection[str]
+) -> list[Group]:
+    """Groups of rows that cannot run together, in order of first appearance; one group for an empty batch.
+
+    Rows part by the choices in `parting`; decisions of others differ within a group.
+    """
     whole = Group(torch.arange(rows), {name: decision_of(values) for name, values in route.items()})
-    return split_rows(whole, [(choices[name], values) for name, values in route.items()])
+    return split_rows(whole, [(choices[name], values) for name, values in route.items()], parting)
 
 
-def split_rows(group: Group, decided: Sequence[tuple[Choice, Tensor]]) -> list[Group]:
+def split_rows(
+    group: Group, decided: Sequence[tuple[Choice, Tensor]], parting: Collection[str]
+) -> list[Group]:
     """Parts of a group by new decisions: choice and rows [n, width]. Positions count within the group."""
-    keys = [key for choice, values in decided if (key := _way(choice, values)) is not None]
+    keys = [values.detach().cpu() for choice, values in decided if choice.name in parting]
     count = len(group.rows)
     if not keys or count == 0:
         return [Group(torch.arange(count), {c.name: decision_of(values) for c, values in decided})]
@@ -77,18 +132,10 @@ def split_rows(group: Group, decided: Sequence[tuple[Choice, Tensor]]) -> list[G
     return [Group(at, {c.name: decision_of(_taken(v, at)) for c, v in decided}) for at in members]
 
 
-def _way(choice: Choice, values: Tensor) -> Tensor | None:
-    """What of a decision tells how a row runs: gains run alike where the same are zero, mixtures always."""
-    if choice.domain is Domain.SIMPLEX:
-        return None
-    plain = values.detach().cpu()
-    return (plain > 0).float() if choice.domain is Domain.GAINS else plain
-
-
-def way_of(choice: Choice, decision: Decision) -> tuple[float, ...]:
+def way_of(decision: Decision) -> tuple[float, ...]:
     """What tells groups apart that a decision was taken for."""
-    key = _way(choice, decision.rows[:1])
-    return () if key is None or not len(key) else tuple(key[0].tolist())  # pyright: ignore
+    first: list[list[float]] = decision.rows[:1].tolist()  # pyright: ignore
+    return tuple(first[0]) if first else ()
 
 
 def _taken(values: Tensor, at: Tensor) -> Tensor:

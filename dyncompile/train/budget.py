@@ -46,6 +46,8 @@ class Budget:
         damping: penalty per unit of error.
         horizon: part of the phase over which the mean share is smoothed.
         one_sided: only push down; routes may cost less than the target.
+        ramp: part of the phase over which the share asked for falls linearly to `target`; 0: at once.
+        start: share at which the ramp starts; None is the full route's.
 
     `rate` and `damping` are in units of the task loss (at least 1). The multiplier and the mean are kept in
     `moment.memory`; over several processes the mean is that of all.
@@ -59,9 +61,16 @@ class Budget:
     damping: float = 40.0
     horizon: float = 0.005
     one_sided: bool = False
+    ramp: float = 0.0
+    start: float | None = None
 
     def __post_init__(self) -> None:
         check_share(self.target)
+        if not 0 <= self.ramp <= 1 or (self.start is not None and self.start < self.target):
+            raise SpecError(
+                f"the ramp of a budget is a part of the phase in [0, 1] and leads down, got {self}",
+                fix="let it start at a share of the source's MACs that is above the target",
+            )
         if min(self.rate, self.damping, self.horizon) < 0 or self.rate + self.damping == 0:
             raise SpecError(
                 f"rate, damping and horizon of a budget are at least 0 and do something, got {self}"
@@ -73,11 +82,18 @@ class Budget:
             check_target(moment.dyn, self.target)
         least, span = _range(moment.dyn)
         shares = route_share(moment)
-        error = (self._expected(moment, shares) - self.target) / span
+        error = (self._expected(moment, shares) - self._asked(moment, least + span)) / span
         unit = max(1.0, self._unit(moment))
         pressure = unit * (self._multiplier(moment, error) + self.damping * error)
         pressure = max(0.0, pressure) if self.one_sided else pressure
         return (pressure * (shares.mean() - least) / span).float()
+
+    def _asked(self, moment: Moment, full: float) -> float:
+        """The share to hold now: on the ramp from `start`, or the `full` route's, to the target."""
+        if moment.clock.progress >= self.ramp:
+            return self.target
+        start = full if self.start is None else self.start
+        return start + (self.target - start) * moment.clock.progress / self.ramp
 
     def _multiplier(self, moment: Moment, error: float) -> float:
         step = self.rate / max(moment.clock.steps, 1) * max(-1.0, min(1.0, error / _NEAR))

@@ -1,15 +1,24 @@
 """Meeting a budget after training: one scalar shifts all gates towards cheaper or costlier columns.
 
-    logits_c  ->  logits_c - alpha * share_c      share_c [width]: MACs of the columns, relative to the source
+    logits_c  ->  logits_c - alpha * share_c
+
+    share_c [width]: relative to the source, all MACs at a column that is picked, or what a column that is
+                     switched on (gains, bits) adds to the others; see `columns.column_shares`
 
 Logits are read as what a column is worth; `alpha` is then the price of computation, and the same price for
 every gate is what a Lagrangian asks for. It is bisected until the mean cost of learned routes meets the
 target.
+
+Gains are their logits, capped to [0, 1]: a price that switches the weakest off also scales down what is kept,
+and a negative one scales it up. Both change what later decision nets see, so that the cost is no monotone
+function of the price and accuracy suffers from large ones. With gains the search therefore goes outwards in
+small steps and ends at the first price within the tolerance; train close to the target (`Budget`). Bits and
+columns that are kept stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,16 +27,25 @@ from torch import Tensor, nn
 from dyncompile.errors import InputError
 from dyncompile.policies import Learned
 from dyncompile.processes import mean_over_all
-from dyncompile.program import Choice, Route
-from dyncompile.runtime.model import DynamicModel
+from dyncompile.program import Choice, Domain
+from dyncompile.runtime.model import DynamicModel, Record
 from dyncompile.state import GATES
-from dyncompile.train.columns import check_target, column_shares, evaluating, learned_choices
+from dyncompile.train.columns import (
+    COLUMNS,
+    SWITCHES,
+    check_target,
+    column_shares,
+    evaluating,
+    learned_choices,
+)
 from dyncompile.train.phase import Batch
 
 _PASSES = 30
 """Bisection steps at most: enough for a price to nine digits."""
 _EXTENT = 24
 """Doublings of the price at most; 2^24 outweighs any logit that float32 trains to."""
+_CAREFUL = 64
+"""Parts of the first step that gains start with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +82,20 @@ def calibrate(
         tolerance: how far the reached share may be from the target, relative to the target.
 
     Raises:
-        SpecError: no choice has a decision net, or the target is below the smallest route's share.
+        SpecError: no choice has a decision net that can be priced, or the target is below the smallest
+            route's share.
         InputError: there are no samples.
     """
-    choices = learned_choices(dyn, "calibration to a budget")
+    choices = learned_choices(dyn, "calibration to a budget", (*COLUMNS, *SWITCHES))
     check_target(dyn, target)
     gates = _Gates(dyn, choices)
     if len(dyn.gated) == 1:
         measure = _replayed(dyn, batches, choices[0], gates)
     else:
         measure = _rerun(dyn, list(batches) if iter(batches) is batches else batches, gates)
-    search = _Search(measure, target)
+    search = _Search(measure, target, gates.step, tolerance * target / (1 if gates.scale else 20))
     try:
-        alpha = search.run(tolerance)
+        alpha = search.run()
     except BaseException:
         gates.shift(0.0)
         raise
@@ -96,6 +115,14 @@ class _Gates:
         self._before = {name: bias.detach().clone() for name, bias in self._biases.items()}
         self.shares = {c.name: column_shares(dyn, c) for c in choices}
 
+        self.scale = any(choice.domain is Domain.GAINS for choice in choices)
+
+    @property
+    def step(self) -> float:
+        """The price to try first: at 1 the logit of the costliest column moves by 1, with gains by less."""
+        unit = 1 / (max(float(shares.max()) for shares in self.shares.values()) or 1.0)
+        return unit / _CAREFUL if self.scale else unit
+
     @torch.no_grad()
     def shift(self, alpha: float) -> None:
         """Biases as they were, less `alpha` times the cost of each column."""
@@ -105,17 +132,26 @@ class _Gates:
 
 @dataclass
 class _Search:
-    """Bisection of a share that falls with the price; every share that was measured is kept."""
+    """Bisection of a share that falls with the price; every share that was measured is kept.
+
+    Attributes:
+        measure: the share at a price.
+        target: the share that is sought.
+        step: the price to try first.
+        near: distance from the target at which the search ends.
+    """
 
     measure: Callable[[float], float]
     target: float
+    step: float
+    near: float
     shares: dict[float, float] = field(default_factory=dict[float, float])
 
-    def run(self, tolerance: float) -> float:
+    def run(self) -> float:
         """The price whose share comes nearest to the target, the smallest such price."""
         low, high = self._bracket()
         for _ in range(_PASSES):
-            if self._distance(self._nearest()) <= tolerance * self.target / 20 or high - low < 1e-9:
+            if self._found() or high - low < 1e-9 * self.step:
                 break
             middle = (low + high) / 2
             low, high = (middle, high) if self._share(middle) > self.target else (low, middle)
@@ -124,12 +160,15 @@ class _Search:
     def _bracket(self) -> tuple[float, float]:
         """Two prices, the first too low and the second too high."""
         sign = 1.0 if self._share(0.0) > self.target else -1.0
-        inner, outer = 0.0, sign
+        inner, outer = 0.0, sign * self.step
         for _ in range(_EXTENT):
-            if (self._share(outer) - self.target) * sign <= 0:
+            if self._found() or (self._share(outer) - self.target) * sign <= 0:
                 break
             inner, outer = outer, 2 * outer
         return min(inner, outer), max(inner, outer)
+
+    def _found(self) -> bool:
+        return self._distance(self._nearest()) <= self.near
 
     def _share(self, alpha: float) -> float:
         if alpha not in self.shares:
@@ -148,7 +187,9 @@ def _rerun(dyn: DynamicModel, batches: Iterable[Batch], gates: _Gates) -> Callab
 
     def measure(alpha: float) -> float:
         gates.shift(alpha)
-        return _mean_share(dyn, [route for route, _ in _routes(dyn, batches)])
+        with evaluating(dyn):
+            found = [dyn.macs(_on_cpu(record.route)) for record in _records(dyn, batches)]
+        return _mean_share(dyn, found)
 
     return measure
 
@@ -157,7 +198,8 @@ def _replayed(
     dyn: DynamicModel, batches: Iterable[Batch], choice: Choice, gates: _Gates
 ) -> Callable[[float], float]:
     """The same for a single gate, whose logits before the shift do not depend on the price: one run."""
-    found = _routes(dyn, batches)
+    with evaluating(dyn):
+        found = [(_on_cpu(one.route), _on_cpu(one.logits)) for one in _records(dyn, batches)]
     route = {name: torch.cat([one[name] for one, _ in found]) for name in found[0][0]} if found else {}
     logits = (
         torch.cat([logits[choice.name] for _, logits in found]) if found else torch.zeros(0, choice.width)
@@ -166,29 +208,27 @@ def _replayed(
     def measure(alpha: float) -> float:
         shifted = logits - (alpha * gates.shares[choice.name]).to(logits)
         rows = Learned().decide(choice, len(shifted), shifted)
-        return _mean_share(dyn, [{**route, choice.name: rows}] if found else [])
+        return _mean_share(dyn, [dyn.macs({**route, choice.name: rows})] if found else [])
 
     return measure
 
 
-def _routes(dyn: DynamicModel, batches: Iterable[Batch]) -> list[tuple[Route, Route]]:
-    """(route, logits) of each batch as the decision nets have it, on CPU."""
-    found: list[tuple[Route, Route]] = []
-    with evaluating(dyn):
-        for batch in batches:
-            record = dyn.record(*batch.args, policy=Learned(), execution="sparse", **batch.kwargs)
-            found.append((_on_cpu(record.route), _on_cpu(record.logits)))
-    return found
+def _records(dyn: DynamicModel, batches: Iterable[Batch]) -> Iterator[Record]:
+    """What the decision nets decide of each batch."""
+    for batch in batches:
+        yield dyn.record(*batch.args, policy=Learned(), execution="sparse", **batch.kwargs)
 
 
 def _on_cpu(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in rows.items()}
 
 
-def _mean_share(dyn: DynamicModel, routes: list[Route]) -> float:
-    """Over the samples of all processes. Raises InputError where there are none."""
-    macs = torch.cat([torch.zeros(0, dtype=torch.float64), *(dyn.macs(route).cpu() for route in routes)])
-    shares = (macs + dyn.decision_macs) / dyn.static_macs
+def _mean_share(dyn: DynamicModel, macs: list[Tensor]) -> float:
+    """Mean share of `macs` [B], one tensor per batch, over the samples of all processes.
+
+    Raises InputError where there are none.
+    """
+    shares = (torch.cat([torch.zeros(0).double(), *macs]) + dyn.decision_macs) / dyn.static_macs
     mean, samples = mean_over_all(shares)
     if samples == 0:
         raise InputError("there are no samples to calibrate on", fix="give at least one validation batch")

@@ -12,30 +12,72 @@ from dyncompile.errors import SpecError
 from dyncompile.policies import Forced, Full, Smallest
 from dyncompile.program import Choice, Domain
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.train.phase import Moment
+
+COLUMNS = (Domain.ONE_HOT,)
+"""Domains whose rows pick one of several columns."""
+
+SWITCHES = (Domain.GAINS, Domain.BITS)
+"""Domains whose columns are on or off, each by itself."""
+
+_ACTS = {
+    Domain.ONE_HOT: "picks one of several columns",
+    Domain.GAINS: "scales parts and switches them off",
+    Domain.BITS: "switches parts on and off",
+}
 
 
-def learned_choices(dyn: DynamicModel, what: str) -> list[Choice]:
-    """The one-hot choices that a decision net decides.
+def learned_choices(dyn: DynamicModel, what: str, domains: Sequence[Domain] = COLUMNS) -> list[Choice]:
+    """The choices in `domains` that a decision net decides.
 
     Raises:
         SpecError: there is none; `what` says who asked.
     """
-    found = [dyn.choices[name] for name in dyn.gated if dyn.choices[name].domain is Domain.ONE_HOT]
+    found = [dyn.choices[name] for name in dyn.gated if dyn.choices[name].domain in domains]
     if found:
         return found
     listed = [f"{c.name} ({c.domain.value})" for c in dyn.choices.values()]
+    method = "dsnet(gate=True)" if Domain.ONE_HOT in domains else "lcnet"
     raise SpecError(
-        f"{what} needs a decision net that picks one of several columns, and this model has none",
+        f"{what} needs a decision net that {' or '.join(_ACTS[domain] for domain in domains)}, "
+        "and this model has none",
         where=f"choices: {', '.join(listed) or 'none'}",
-        fix="dynamize with gates, e.g. method='dsnet(gate=True)', or leave this part of the recipe out",
+        fix=f"dynamize with gates, e.g. method={method!r}, or leave this part of the recipe out",
     )
 
 
+def gate_logits(moment: Moment, choices: Sequence[Choice]) -> dict[str, Tensor]:
+    """Raw logits [B, width] of the choices' decision nets. SpecError where the turn did not ask them."""
+    silent = [choice.name for choice in choices if choice.name not in moment.record.logits]
+    if silent:
+        raise SpecError(
+            f"the turn's policy does not ask the decision nets of {silent}",
+            fix="let the turn decide by Learned()",
+        )
+    return {choice.name: moment.record.logits[choice.name] for choice in choices}
+
+
 def column_shares(dyn: DynamicModel, choice: Choice) -> Tensor:
-    """MACs of each column relative to the source, the other choices at full: float64 [width]."""
-    rows = {other.name: torch.tensor([other.full] * choice.width) for other in dyn.choices.values()}
-    rows[choice.name] = torch.eye(choice.width)
-    return (dyn.macs(rows) / dyn.static_macs).detach().cpu()
+    """MACs of each column relative to the source, the other choices at full: float64 [width].
+
+    Of a column that is picked these are all MACs of the route. Of one that is switched on they are what that
+    adds: the full route's less those without it.
+    """
+    rows = _single_columns(choice)
+    route = {one.name: torch.tensor([one.full]).expand(len(rows), -1) for one in dyn.choices.values()}
+    found = (dyn.macs({**route, choice.name: rows}) / dyn.static_macs).detach().cpu()
+    return found if choice.domain in COLUMNS else found[0] - found[1:]
+
+
+def _single_columns(choice: Choice) -> Tensor:
+    """Rows that one call prices: each column alone [width, width], or, of switches, the full row and then it
+    without each column [1 + width, width].
+    """
+    if choice.domain in COLUMNS:
+        return torch.eye(choice.width)
+    rows = torch.tensor([choice.full]).repeat(1 + choice.width, 1)
+    rows[1:].fill_diagonal_(0)
+    return rows
 
 
 def levels(dyn: DynamicModel, choices: Sequence[Choice]) -> list[dict[str, int]]:

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from dyncompile.errors import InputError, SpecError
 from dyncompile.policies import Policy
-from dyncompile.program import Choice
-from dyncompile.train.columns import column_shares, evaluating, forced, learned_choices, levels
+from dyncompile.train.columns import column_shares, evaluating, forced, gate_logits, learned_choices, levels
 from dyncompile.train.objectives import logits_of, target_of
 from dyncompile.train.phase import Moment
 
@@ -67,7 +66,7 @@ class Sparsification:
     def __call__(self, moment: Moment) -> Tensor:
         """A scalar."""
         choices = learned_choices(moment.dyn, "sandwich gate sparsification")
-        logits = _logits(moment, choices)
+        logits = gate_logits(moment, choices)
         found = levels(moment.dyn, choices)
         wanted = self.targets(moment, [forced(choices, level) for level in found])
         terms: list[Tensor] = []
@@ -149,7 +148,7 @@ def single_gate(moment: Moment, what: str, losses: PerSample | None = None) -> t
     (choice,) = choices
     found = levels(moment.dyn, choices)
     order = [level[choice.name] for level in found]
-    logits = _logits(moment, choices)[choice.name].float()[:, order]
+    logits = gate_logits(moment, choices)[choice.name].float()[:, order]
     each = [_losses(_output(moment, forced(choices, level)), moment, losses) for level in found]
     shares = column_shares(moment.dyn, choice)[order].to(logits)
     return logits, torch.stack(each, 1).float(), shares
@@ -174,14 +173,3 @@ def top1(output: Any, target: Tensor) -> Tensor:
     """
     labels = target.argmax(-1) if target.is_floating_point() else target
     return logits_of(output).argmax(-1) == labels
-
-
-def _logits(moment: Moment, choices: list[Choice]) -> dict[str, Tensor]:
-    """Raw logits of the choices' decision nets."""
-    silent = [choice.name for choice in choices if choice.name not in moment.record.logits]
-    if silent:
-        raise SpecError(
-            f"the turn's policy does not ask the decision nets of {silent}",
-            fix="let the turn decide by Learned()",
-        )
-    return {choice.name: moment.record.logits[choice.name] for choice in choices}

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dyncompile.policies import Forced, Learned
+from dyncompile.program import Domain
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.state import GATES
 from dyncompile.verify.compare import (
@@ -44,7 +45,7 @@ def check_gradients(subject: Subject, seed: int) -> Check:
     """The task loss alone and the cost alone each reach every parameter of every decision net."""
     if not subject.dyn.gated:
         return Check("gradients of decision nets", True, detail="no decision net in this model")
-    dyn = _stirred(subject.dyn, seed).train()
+    dyn = _open(_stirred(subject.dyn, seed)).train()
     args, kwargs = subject.rows(3)
     gates = {name: p for name, p in dyn.named_parameters() if name.startswith(f"{GATES}.")}
     record = dyn.record(*args, policy=Learned(), execution="dense", **kwargs)
@@ -71,6 +72,16 @@ def check_gradients(subject: Subject, seed: int) -> Check:
         not unreached,
         detail=", ".join(unreached[:5]) or f"{len(gates)} parameters",
     )
+
+
+def _open(dyn: DynamicModel) -> DynamicModel:
+    """With all branches and channels on: a net inside a branch that is off gets no gradient, and need not."""
+    with torch.no_grad():
+        for name in dyn.gated:
+            if dyn.choices[name].domain is not Domain.ONE_HOT:
+                dyn.get_parameter(f"{GATES}.{name}.head.weight").mul_(0.01)
+                dyn.get_parameter(f"{GATES}.{name}.head.bias").fill_(0.5)
+    return dyn
 
 
 def _stirred(dyn: DynamicModel, seed: int) -> DynamicModel:

@@ -48,8 +48,11 @@ def check_cost(subject: Subject, seed: int) -> Check:
     full = plan_route(Full(), subject.dyn.choices, 1)
     pairs = [(float(subject.dyn.macs(full)[0]), count_macs(lambda: subject.reference(*args, **kwargs)))]
     facts = subject.dyn.facts
-    path = {m: n for m, n in facts.macs.path.items() if facts.dead.isdisjoint(e.name for e in m)}
-    cost = Macs(subject.dyn.program, path)
+    alive = {
+        node: {m: n for m, n in polynomial.items() if facts.dead.isdisjoint(e.name for e in m)}
+        for node, polynomial in facts.macs.nodes.items()
+    }
+    cost = Macs(subject.dyn.program, alive)
     for route in subject.routes:
         static = specialize(subject.dyn, route)
         pairs.append((float(cost(route)[0]), count_macs(partial(static, *tensors))))

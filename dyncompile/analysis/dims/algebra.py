@@ -77,6 +77,8 @@ Factor = int | Rigid | Atom | Elastic | Sum
 Dim = tuple[Factor, ...]
 Widths = Mapping[str, int]
 """Active sizes of elastic dims by name; a name that is absent is at full size."""
+Positions = Mapping[str, int | torch.Tensor]
+"""What is kept of elastic dims by name: so many leading positions, or the given ones, int64 [n]."""
 
 BATCH = Rigid("B", BATCH_STAND_IN)
 
@@ -145,10 +147,10 @@ def active(dim: Dim, widths: Widths, batch: int = BATCH_STAND_IN) -> int:
     return total
 
 
-def kept(dim: Dim, widths: Widths) -> torch.Tensor:
-    """Flat positions of a resolved dim that stay at the given widths.
+def kept(dim: Dim, widths: Positions) -> torch.Tensor:
+    """Flat positions of a resolved dim that stay when its elastic factors keep what `widths` says.
 
-    Int64, shape [active(dim)], ascending.
+    Int64, shape [active(dim)], ascending where the given positions are.
     """
     index = torch.zeros(1, dtype=torch.int64)
     for factor in dim:
@@ -157,9 +159,10 @@ def kept(dim: Dim, widths: Widths) -> torch.Tensor:
     return index
 
 
-def _kept_factor(factor: Factor, widths: Widths) -> torch.Tensor:
+def _kept_factor(factor: Factor, widths: Positions) -> torch.Tensor:
     if isinstance(factor, Elastic):
-        return torch.arange(widths.get(factor.name, factor.size))
+        given = widths.get(factor.name, factor.size)
+        return given if isinstance(given, torch.Tensor) else torch.arange(given)
     if not isinstance(factor, Sum):
         return torch.arange(factor_size(factor))
     parts: list[torch.Tensor] = []

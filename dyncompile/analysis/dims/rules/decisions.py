@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dyncompile.analysis.dims.algebra import size
+from dyncompile.analysis.dims.algebra import BATCH, size
 from dyncompile.analysis.dims.call import Call, TensorType, Type
 from dyncompile.analysis.dims.table import rule
 
@@ -23,7 +23,29 @@ def picked(call: Call) -> TensorType:
     return options[-1]
 
 
-@rule("positions", "put", "decide", "extent")
+@rule("gain")
+def weighted(call: Call) -> TensorType:
+    """A branch's output times one number per row."""
+    return call.type("output")
+
+
+@rule("gains")
+def columns(call: Call) -> TensorType:
+    """One row per sample; what the positions are is known where they meet data."""
+    _, positions = call.shape
+    return (BATCH,), call.env.fresh(positions)
+
+
+@rule("scale")
+def scaled(call: Call) -> TensorType:
+    """Positions of one axis, each times its gain."""
+    dims, axis = call.type("x"), int(call["axis"])
+    call.env.unify(call.type("gains")[1], dims[axis])
+    call.reduces(*call.type("gains"))
+    return call.type("x")
+
+
+@rule("positions", "put", "decide", "extent", "active", "count")
 def untyped(call: Call) -> Type:
     """Indices, decisions and effects carry no widths."""
     return None

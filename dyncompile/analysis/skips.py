@@ -1,0 +1,85 @@
+"""What need not run when the gain of a branch is 0, read off the graph.
+
+    exit = kept + gain(output, decision, weights)          body: what runs for `output` and nothing else
+
+Bodies nest, and they hold neither decisions nor decision nets: these run for every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from dyncompile.analysis.flow import Flow
+from dyncompile.runtime import ops
+
+Condition = tuple[str, tuple[float, ...]]
+"""(choice, weights): rows run only where ``row @ weights`` is above 0."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A branch whose output a decision multiplies.
+
+    Attributes:
+        gain: the node that multiplies.
+        exit: the add that reads it.
+        kept: its other operand, all that is left of the sum without the branch.
+        output: what the body computes.
+        body: nodes that run for `output` alone, in order.
+        alpha: factor of the branch in the sum.
+        rewritten: whether something writes into the memory of the sum later.
+        condition: when it runs.
+    """
+
+    gain: fx.Node
+    exit: fx.Node
+    kept: fx.Node
+    output: fx.Node
+    body: tuple[fx.Node, ...]
+    alpha: float
+    rewritten: bool
+    condition: Condition
+
+
+def find_skips(graph: fx.Graph) -> list[Skip]:
+    """All branches of a graph that decisions multiply, in order."""
+    multiplied = [node for node in graph.nodes if node.target is ops.gain]
+    if not multiplied:
+        return []
+    flow = Flow.of(graph, ops.DECISIONS)
+    return [found for node in multiplied for found in _skip(flow, node)]
+
+
+def _skip(flow: Flow, node: fx.Node) -> Iterator[Skip]:
+    """At most one; none where the product is used by more than an add."""
+    output, decision, weights = node.args[:3]
+    users = flow.uses(node)
+    if len(users) != 1 or len(operands := users[0].args[:2]) != 2:
+        return
+    assert isinstance(output, fx.Node)
+    assert isinstance(decision, fx.Node)
+    kept = operands[0] if operands[1] is node else operands[1]
+    assert isinstance(kept, fx.Node)
+    alpha = users[0].kwargs.get("alpha", 1.0)
+    yield Skip(
+        gain=node,
+        exit=users[0],
+        kept=kept,
+        output=output,
+        body=tuple(flow.sorted(flow.exclusive(output, node))),
+        alpha=float(alpha) if isinstance(alpha, int | float) else 1.0,
+        rewritten=flow.is_rewritten(users[0]),
+        condition=(str(decision.args[1]), tuple(map(float, weights))),  # pyright: ignore
+    )
+
+
+def conditions(skips: list[Skip]) -> Mapping[str, tuple[Condition, ...]]:
+    """Node name -> when it runs: every condition must hold."""
+    found: dict[str, tuple[Condition, ...]] = {}
+    for skip in skips:
+        for node in skip.body:
+            found[node.name] = (*found.get(node.name, ()), skip.condition)
+    return found

@@ -1,0 +1,122 @@
+"""What passes have in common when they choose elastic dims."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from dyncompile.analysis.dims.algebra import elastics, size
+from dyncompile.analysis.dims.call import flat_types
+from dyncompile.analysis.dims.facts import ElasticFacts
+from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.points import Point
+from dyncompile.analysis.regions import Branch
+from dyncompile.errors import SpecError
+from dyncompile.plan import Rejection
+from dyncompile.program import MODES, Mode, Program
+from dyncompile.runtime import ops
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Regular expressions that are searched in names; an empty one says nothing.
+
+    Raises:
+        SpecError: one is no regular expression.
+    """
+
+    include: str = ""
+    exclude: str = ""
+
+    def __post_init__(self) -> None:
+        for pattern in (self.include, self.exclude):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise SpecError(f"{pattern!r} is not a regular expression: {error}") from None
+
+    def reason_against(self, name: str) -> str | None:
+        """Why a name is left out; None where it is not."""
+        if self.include and not re.search(self.include, name):
+            return f"not included by {self.include!r}"
+        if self.exclude and re.search(self.exclude, name):
+            return f"excluded by {self.exclude!r}"
+        return None
+
+
+def reason_against(
+    one: ElasticFacts, chosen: Sequence[ElasticFacts], program: Program, facts: Facts, names: Names
+) -> str | None:
+    """Why no further choice can move an elastic dim, whatever the method; None where one can."""
+    name = one.dim.name
+    if name in facts.dead:
+        return "nothing reads it: specialized networks leave it out"
+    if name in program.sized:
+        return f"choice {program.sized[name].choice!r} sizes it already"
+    if name in program.picked:
+        return f"choice {program.picked[name].choice!r} picks its positions already"
+    if reason := names.reason_against(name):
+        return reason
+    moving = (*(other.dim.name for other in chosen), *program.sized, *program.picked)
+    partner = next((other for other in moving if other in one.partners), None)
+    return None if partner is None else f"it is multiplied with {partner}, which moves instead"
+
+
+def by_preference(facts: Facts) -> list[ElasticFacts]:
+    """Outermost factors first (what they keep is contiguous), then by the parameters that they touch."""
+
+    def weight(one: ElasticFacts) -> tuple[bool, int]:
+        return not one.outermost, -sum(facts.parameters.get(tensor, 0) for tensor, _ in one.carriers)
+
+    return sorted(facts.dims.elastic.values(), key=weight)
+
+
+def stream_dims(facts: Facts) -> set[str]:
+    """Elastic dims of the values that residual branches start from."""
+    types = facts.dims.graphs["eval"].types
+    entries = [dims for branch in facts.regions.branches for dims in flat_types(types.get(branch.entry))]
+    return {e.name for dims in entries for dim in dims for e in elastics(dim)}
+
+
+def frozen_tensors(facts: Facts) -> Iterator[Rejection]:
+    """Tensors of which no axis can move, with the reason of their longest axis."""
+    for tensor in facts.parameters:
+        axes = [axis for axis in facts.dims.frozen if axis.tensor == tensor]
+        if axes and not facts.elastics_of(tensor):
+            longest = max(axes, key=lambda axis: size(facts.dims.state[tensor][axis.axis]))
+            yield Rejection(tensor, longest.reason, longest.line)
+
+
+Ends = Mapping[Mode, tuple[str, str]]
+"""(exit, output) of a residual branch in each graph, by node name."""
+
+
+def branch_ends(branch: Branch, program: Program, facts: Facts) -> Ends | str:
+    """Where a branch ends in both graphs, or why a decision cannot be put there."""
+    partner = facts.points.partners.get(branch.exit)
+    if partner is None:
+        return f"`{branch.exit}` has no counterpart in the training graph"
+    exits = {
+        mode: _node(program, mode, name) for mode, name in zip(MODES, (partner, branch.exit), strict=True)
+    }
+    operands = [getattr(operand, "name", "") for operand in exits["eval"].args]
+    place = operands.index(branch.output)
+    outputs = {mode: exit.args[place] for mode, exit in exits.items()}
+    for output in outputs.values():
+        if isinstance(output, fx.Node) and output.target is ops.gain:
+            return f"choice {output.args[1].args[1]!r} decides on it already"  # pyright: ignore
+    return {mode: (exits[mode].name, str(outputs[mode])) for mode in MODES}
+
+
+def point_before(branch: Branch, program: Program, facts: Facts) -> Point | None:
+    """What a decision on a branch can read: the value that it starts from, or the last one before."""
+    order = {node.name: position for position, node in enumerate(program.graphs["eval"].nodes)}
+    earlier = [point for point in facts.points.points if order[point.name] <= order[branch.entry]]
+    return earlier[-1] if earlier else None
+
+
+def _node(program: Program, mode: Mode, name: str) -> fx.Node:
+    return next(node for node in program.graphs[mode].nodes if node.name == name)

@@ -1,0 +1,144 @@
+"""A recipe for models of the pass `lcnet`: gates on the frozen network, then both while the budget falls.
+
+    gates   the network is frozen, norms keep their statistics; the budget falls from full cost to half way
+    joint   everything trains; the budget falls from there to the target, then holds it
+    end     batch-norm statistics are estimated anew; the gates are calibrated to the target where there is
+            validation data
+
+Losses, weights and stages of LC-Net ("Fully Dynamic Inference with Deep Neural Networks", 2021) are not known
+to us, and its re-implementations have no term for cost at all. The order is the advice of FBS ("fine-tune a
+pretrained model with 100% density, and gradually decrease the density", gates first with the network frozen),
+the division of the budget and all numbers are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dyncompile.errors import SpecError
+from dyncompile.policies import Learned
+from dyncompile.train.budget import Budget
+from dyncompile.train.columns import check_share
+from dyncompile.train.gains import BatchShaping, RateTargets, RouteConsistency
+from dyncompile.train.objectives import Distillation, TaskLoss
+from dyncompile.train.phase import Objective, Optimization, Phase, Recipe, Schedule, Turn, View
+from dyncompile.train.recipes.parts import Always
+
+
+def lcnet(
+    *,
+    target: float | None = 0.5,
+    gate_epochs: int = 1,
+    joint_epochs: int = 5,
+    ramp: float = 0.5,
+    distillation: float = 0.0,
+    rates: float | Mapping[str, float] | None = None,
+    shaping: float = 0.0,
+    consistency: float = 0.0,
+    view: View | None = None,
+    tau: float = 1.0,
+    noise: bool = True,
+    budget: Objective | None = None,
+    base: Optimization | None = None,
+    gates: Optimization | None = None,
+    schedule: Schedule | None = None,
+    clip: float | None = None,
+    average: float | None = 0.999,
+) -> Recipe:
+    """Train a trained network with gains or bits to a mean share of its MACs.
+
+    Args:
+        target: mean share of the source's MACs that learned routes shall take, decision nets included. None
+            leaves the cost to `rates` or `budget`, and nothing is calibrated.
+        gate_epochs, joint_epochs: passes over the data.
+        ramp: part of either phase over which the budget falls.
+        distillation: weight of the soft cross entropy to the full network; 0 leaves it out.
+        rates: see `gains.RateTargets`, with its weight of 2; None leaves it out.
+        shaping: weight of `gains.BatchShaping`; 0 leaves it out.
+        consistency: weight of `gains.RouteConsistency`; 0 leaves it out.
+        view: another augmentation that the model trains on, while teachers see the samples as loaded.
+        tau, noise: temperature and logistic noise of bits; gains have neither.
+        budget: another cost term, for both phases.
+        base, gates: optimizer settings, AdamW at 1e-3 and at 1e-2.
+        schedule: of both phases; cosine, with a tenth of warm-up in the second.
+        clip: largest norm of the gradient.
+        average: decay of the moving average that is the teacher of the second phase where there is
+            distillation; None lets the present weights teach.
+
+    Raises:
+        SpecError: settings out of range or in contradiction.
+    """
+    _check(target, distillation, shaping, consistency, view, tau)
+    terms: dict[str, Objective] = {"task": TaskLoss()}
+    if distillation:
+        terms["teacher"] = Distillation(weight=distillation)
+    if rates is not None:
+        terms["rates"] = RateTargets(rates)
+    if shaping:
+        terms["shaping"] = BatchShaping(weight=shaping)
+    if consistency:
+        terms["consistency"] = RouteConsistency(consistency)
+
+    def turn(cost: Objective | None) -> Turn:
+        policy = Always(Learned(tau, hard=True, noise=noise))
+        return Turn(policy, terms if cost is None else {**terms, "budget": cost}, view)
+
+    first, second = _budgets(target, ramp, budget)
+    gates = gates or Optimization("adamw", rate=1e-2)
+    alone = Phase(
+        name="gates",
+        turns=(turn(first),),
+        epochs=gate_epochs,
+        trains="gates",
+        gates=gates,
+        schedule=schedule or Schedule("cosine"),
+        clip=clip,
+        frozen_norms=True,
+    )
+    joint = Phase(
+        name="joint",
+        turns=(turn(second),),
+        epochs=joint_epochs,
+        base=base or Optimization("adamw", rate=1e-3, decay=1e-2),
+        gates=gates,
+        schedule=schedule or Schedule("cosine", warmup=0.1),
+        clip=clip,
+        average=average if distillation else None,
+        recalibrate=True,
+    )
+    return Recipe("lcnet", (alone, joint), "lcnet", target)
+
+
+def _budgets(
+    target: float | None, ramp: float, other: Objective | None
+) -> tuple[Objective | None, Objective | None]:
+    """Cost terms of both phases."""
+    if other is not None or target is None:
+        return other, other
+    half = (1 + target) / 2
+    return Budget(half, ramp=ramp), Budget(target, ramp=ramp, start=half)
+
+
+def _check(
+    target: float | None,
+    distillation: float,
+    shaping: float,
+    consistency: float,
+    view: View | None,
+    tau: float,
+) -> None:
+    if target is not None:
+        check_share(target)
+    if min(distillation, shaping, consistency) < 0 or tau <= 0:
+        raise SpecError(
+            "weights are at least 0 and a temperature is positive, got "
+            f"distillation={distillation}, shaping={shaping}, consistency={consistency}, tau={tau}"
+        )
+    if consistency and view is None:
+        raise SpecError(
+            f"consistency={consistency} compares two views of every sample, and no view is given",
+            fix="give view=, a function from a batch to another augmentation of it",
+        )
+
+
+RECIPES = (lcnet,)
