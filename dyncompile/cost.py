@@ -57,6 +57,14 @@ class Macs:
         self._choices = program.choices
         self._terms = _terms(program, costs)
 
+    @property
+    def choices(self) -> frozenset[str]:
+        """Choices that the cost depends on."""
+        found = (
+            (*t.tables, *(name for name, *_ in t.picked), *(name for name, _ in t.runs)) for t in self._terms
+        )
+        return frozenset(name for names in found for name in names)
+
     def __call__(self, route: Route) -> Tensor:
         """MACs of each row of `route`; a route must name every choice. Raises RouteError."""
         missing = sorted(set(self._choices) - set(route))
@@ -87,7 +95,7 @@ def _device(route: Route) -> torch.device:
 
 
 _Key = tuple[tuple[str, ...], tuple[tuple[str, int, int, int], ...], tuple[Condition, ...]]
-"""What monomials of one term share: sizing choices; (choice, size, block, power) of picked dims; conditions."""
+"""What monomials of a term share: sizing choices; (choice, size, block, power) of picks; conditions."""
 
 
 def _terms(program: Program, costs: Mapping[str, Polynomial]) -> list[_Term]:

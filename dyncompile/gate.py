@@ -3,10 +3,10 @@
     h = relu(W1 . pooled x + b1)                        x [B, ..., C, ...] -> h [B, hidden]
     logits = W2 . h + b2                                [B, width]
 
-Gains have logits that are themselves: the head's bias starts at 1. Pooling is the mean over all positions, or, for maps [B, C, H, W], over the cells of a grid: a gate early in a
-network then sees shapes, not only shares. W2 starts at zero and b2 favors the full column, so that an
-untrained net reproduces the source. There is no batch norm in a decision net: a batch of one sample is what
-it decides for in the end.
+Pooling is the mean over all positions, or, for maps [B, C, H, W], over the cells of a grid: a gate early in a
+network then sees shapes, not only shares. W2 starts at zero and b2 favors the full column (for gains, whose
+logits are the gains themselves, b2 is 1), so that an untrained net reproduces the source. There is no batch
+norm in a decision net: a batch of one sample is what it decides for in the end.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ class Gate:
         hidden: width of its hidden layer; 0 has none, features go to the head.
         confidence: probability of the full column (of every bit) before training, in (0, 1); gains are 1.
         grid: cells per side that a map is pooled to; other layouts have one mean.
+        trunk: another choice, whose decision net's hidden layer this one reads: a second head.
     """
 
     point: Point
     hidden: int
     confidence: float = 0.9
     grid: int = 1
+    trunk: str = ""
 
     def __post_init__(self) -> None:
         if self.hidden < 0 or self.grid < 1 or not 0 < self.confidence < 1:
@@ -67,7 +69,7 @@ class Gate:
             "head.weight": nn.Parameter(torch.zeros(choice.width, self.hidden or features)),
             "head.bias": nn.Parameter(_initial_bias(choice, self.confidence)),
         }
-        if not self.hidden:
+        if not self.hidden or self.trunk:
             return head
         return {
             "reduce.weight": nn.Parameter(_uniform((self.hidden, features), bound, generator)),
@@ -94,13 +96,14 @@ Read = Callable[[fx.Graph, str], fx.Node]
 """Makes a node of a parameter of the decision net: ``"head.weight"``."""
 
 
-def insert_gate(graph: fx.Graph, features: fx.Node, gate: Gate, read: Read) -> fx.Node:
-    """Insert the layers of a decision net after its pooled `features` [B, n]; returns the logits."""
-    x = features
-    if gate.hidden:
-        x = _linear(graph, x, "reduce", read)
-        x = _call(graph, aten.relu.default, (x,))
-    return _linear(graph, x, "head", read)
+def insert_trunk(graph: fx.Graph, x: fx.Node, gate: Gate, read: Read) -> fx.Node:
+    """Insert the hidden layer of a decision net after its pooled features [B, n]: [B, hidden]."""
+    return _call(graph, aten.relu.default, (_linear(graph, x, "reduce", read),)) if gate.hidden else x
+
+
+def insert_head(graph: fx.Graph, hidden: fx.Node, read: Read) -> fx.Node:
+    """Insert the last layer of a decision net: the logits [B, width]."""
+    return _linear(graph, hidden, "head", read)
 
 
 def _linear(graph: fx.Graph, x: fx.Node, layer: str, read: Read) -> fx.Node:

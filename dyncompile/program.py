@@ -104,7 +104,7 @@ class Sized:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """An elastic dim of which a choice keeps positions one by one: column j keeps `block` of them, in order."""
+    """An elastic dim whose positions a choice keeps one by one: column j stands for `block` of them."""
 
     choice: str
     block: int = 1

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dyncompile.analysis.dims.algebra import Dim, size
+from dyncompile.analysis.dims.algebra import size
 from dyncompile.analysis.dims.facts import DimFacts, dim_facts
 from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.points import Point
 from dyncompile.analysis.sums import Sums
 from dyncompile.errors import SpecError
-from dyncompile.gate import Gate, insert_gate, insert_pooling
+from dyncompile.gate import Gate, insert_head, insert_pooling, insert_trunk
 from dyncompile.plan import Gained, Plan
 from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Sized, copy_graph
 from dyncompile.resize import Resizer, leading_symbol, restore_reads
@@ -43,6 +44,7 @@ class Editor:
         self._sized = dict(program.sized)
         self._picked = dict(program.picked)
         self._stale = False
+        self._trunks: dict[tuple[Mode, str], fx.Node] = {}
         self._features: dict[tuple[Mode, str, tuple[int, int] | None], fx.Node] = {}
         self._decisions: dict[tuple[Mode, str], fx.Node] = {
             (mode, str(node.args[1])): node
@@ -85,7 +87,9 @@ class Editor:
             node.meta["val"] = self._tensors[str(node.target)]
             return node
 
-        return insert_gate(graph, self._features[key], gate, read)
+        if not gate.trunk:
+            self._trunks[mode, choice.name] = insert_trunk(graph, self._features[key], gate, read)
+        return insert_head(graph, self._trunks[mode, gate.trunk or choice.name], read)
 
     def _like_source(self, value: Tensor) -> Tensor:
         """On the source's device and in its dtype, as a parameter."""
@@ -139,18 +143,38 @@ class Editor:
             sums = Sums(dims.types, dims.contractions)
             for node in [node for node in graph.nodes if node.op == "call_function"]:
                 for operand, axis, name in list(sums.operands(node, picked)):
-                    gains = self._gains(mode, sums.dims(operand)[axis], name, picked[name])
+                    dim, one = sums.dims(operand)[axis], picked[name]
+                    decision = self._decisions[mode, one.choice]
+                    gains = self._gains(mode, decision, ops.encode(dim, [name]), size(dim), one.block)
                     _scale(graph, node, operand, gains, axis, batch_axis(sums.dims(operand)))
         self._stale = True
         self.resize({}, picked)
 
-    def _gains(self, mode: Mode, dim: Dim, name: str, one: Picked) -> fx.Node:
+    def attend(self, choice: str, point: Point) -> None:
+        """Scale the channels of a value, for all that reads it after the decision."""
+        for mode, graph in self._graphs.items():
+            decision = self._decisions[mode, choice]
+            value = next(node for node in graph.nodes if node.name == point.nodes[mode])
+            found = self._dims.graphs[mode].types[value.name]
+            assert isinstance(found, tuple)
+            count = size(found[point.channels])
+            gains = self._gains(mode, decision, (("x", 0, count),), count, 1)
+            with graph.inserting_after(gains):
+                new = graph.call_function(ops.scale, (value, gains, point.channels, 0))
+            new.meta = dict(value.meta)
+            for user in [user for user in value.users if user > new]:
+                user.replace_input_with(value, new)
+        self._stale = True
+
+    def _gains(
+        self, mode: Mode, decision: fx.Node, pattern: ops.Pattern, positions: int, block: int
+    ) -> fx.Node:
         """Gains of all positions of a dim, as a value [B, positions]."""
-        graph, decision = self._graphs[mode], self._decisions[mode, one.choice]
+        graph = self._graphs[mode]
         with graph.inserting_after(decision):
-            gains = graph.call_function(ops.gains, (decision, ops.encode(dim, [name]), one.block))
+            gains = graph.call_function(ops.gains, (decision, pattern, block))
         like = next(node for node in graph.nodes if leading_symbol(node) is not None).meta["val"]
-        gains.meta["val"] = like.new_empty((like.shape[0], size(dim)), dtype=torch.float32)
+        gains.meta["val"] = like.new_empty((like.shape[0], positions), dtype=torch.float32)
         return gains
 
     def resize(self, sized: Mapping[str, Sized], picked: Mapping[str, Picked] | None = None) -> None:

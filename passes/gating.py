@@ -3,8 +3,8 @@
 "Fully Dynamic Inference with Deep Neural Networks" (Xia, Yin, Dai, Jha; IEEE TETC 2021). Two kinds of small
 nets decide per sample, from the input of a residual block:
 
-    L-Net   g = r(W . pool(x) + b)      [B, 1]      y = kept(x) + g * branch(x);   g = 0: the branch does not run
-    C-Net   s = r(W . pool(x) + b)      [B, C]      a contraction reads s_c * z_c; s_c = 0: channel c is removed
+    L-Net   g = r(W . pool(x) + b)   [B, 1]   y = kept(x) + g * branch(x);   g = 0: the branch does not run
+    C-Net   s = r(W . pool(x) + b)   [B, C]   a contraction reads s_c * z_c; s_c = 0: channel c is removed
     r       a rectifier with values in [0, 1]; W = 0 and b = 1 at first: the source itself, bit for bit
 
 Verified against the abstract: which layers and which filters are skipped is predicted per instance, and what

@@ -9,29 +9,41 @@ positions, so that one set of weights holds nested networks. At ratio 1 nothing 
             y = conv2d(x, prefix(W, (n, m)), prefix(b, (n,)))
 
 What runs before a gate stays static. A gate is pooling, a linear layer that reduces, ReLU and a linear layer
-without noise or norm (see `dyncompile.gate`); DS-Net's second head, channel attention, is not part of it.
-Without gates (`gate=False`) decisions are forced or sampled and everything elastic can move.
+without noise or norm (see `dyncompile.gate`). DS-Net's gate has a second head on the same hidden layer that
+scales the channels of what the gate reads (`attention=True`). Its code has a sigmoid there; ours are gains in
+[0, 1] that start at 1 and are 1 at full capacity, so that the network stays exact. Without gates
+(`gate=False`) decisions are forced or sampled and everything elastic can move.
 
-The default ratios 0.25, 0.5, 0.75, 1 are a common choice for slimmable networks; they are configuration, not
-numbers verified against the papers, and so are the gate's sizes. Per-width batch-norm statistics with a
-shared affine follow DS-Net's code.
+DS-Net++ also drops blocks (`depth`); how many at which ratio is configuration, and so are the default ratios
+0.25, 0.5, 0.75, 1 (recalled for DS-Net's ResNet, not verified) and the gate's sizes. ``preset="dsnet"`` takes
+those of DS-Net's released network, 0.35 to 1 in steps of 0.05. Per-width batch-norm statistics with a shared
+affine follow its code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from dyncompile.analysis.dims.algebra import Dim, Elastic, Sum, elastics, size
 from dyncompile.analysis.dims.facts import ElasticFacts
 from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.regions import Branch
 from dyncompile.errors import SpecError
 from dyncompile.gate import Gate
 from dyncompile.pipeline import Plan, Rejection, Site
+from dyncompile.plan import Gained
 from dyncompile.program import Choice, Domain, Program, Sized
 from dyncompile.rewrite import Editor
-from dyncompile.selection import Names, by_preference, frozen_tensors, reason_against, stream_dims
+from dyncompile.selection import (
+    Names,
+    branch_ends,
+    by_preference,
+    frozen_tensors,
+    reason_against,
+    stream_dims,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,10 @@ class Slicing:
 
     Attributes:
         ratios: shares of each dim that can be kept, ascending; 1.0 is added if missing.
+        preset: name of a published set of ratios, which is taken instead (`PUBLISHED`).
+        depth: shares of each stage's residual branches that are kept at each ratio, first ones first; empty
+            keeps all. At the full ratio it is 1. Branches before the gate stay.
+        attention: the gate has a second head, which scales the channels that it reads.
         per: one choice for the whole model, per stage (runs of one resolution), per block (dims that can be
             decided at the same place), or, without gates, per elastic dim.
         gate: insert decision nets. Each stands as late as its dims allow; the model's only one at the start.
@@ -59,6 +75,9 @@ class Slicing:
     method: ClassVar[str] = "dsnet"
 
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    preset: str = ""
+    depth: tuple[float, ...] = ()
+    attention: bool = False
     per: Literal["model", "stage", "block", "dim"] = "model"
     gate: bool = True
     start: int = 0
@@ -73,11 +92,12 @@ class Slicing:
     name: str = "width"
 
     def __post_init__(self) -> None:
-        bad = [r for r in self.ratios if not 0 < r <= 1]
-        if bad or not self.ratios:
-            raise SpecError(
-                f"ratios must lie in (0, 1], got {bad or 'none'}", fix="e.g. ratios=(0.25, 0.5, 1.0)"
-            )
+        object.__setattr__(self, "ratios", _ratios(self.ratios, self.preset))
+        object.__setattr__(self, "preset", "")
+        object.__setattr__(self, "depth", tuple(map(float, self.depth)))
+        self._check_depth()
+        if self.attention and not self.gate:
+            raise SpecError("attention is a head of the gate: it needs gate=True")
         if self.per not in ("model", "stage", "block", "dim"):
             raise SpecError(f"per must be model, stage, block or dim, got {self.per!r}")
         if self.per == "dim" and self.gate:
@@ -90,7 +110,19 @@ class Slicing:
         if self.divisor < 1 or self.minimum < 1:
             raise SpecError(f"divisor and minimum must be at least 1, got {self.divisor} and {self.minimum}")
         Names(self.include, self.exclude)
-        object.__setattr__(self, "ratios", tuple(sorted({*map(float, self.ratios), 1.0})))
+
+    def _check_depth(self) -> None:
+        if not self.depth:
+            return
+        if self.per not in ("model", "stage"):
+            raise SpecError(f"depth is decided per model or stage, not per {self.per}")
+        fits = len(self.depth) == len(self.ratios) and self.depth[-1] == 1
+        if not fits or any(not 0 <= share <= 1 for share in self.depth):
+            raise SpecError(
+                f"depth has a share in [0, 1] for each of {len(self.ratios)} ratios and ends with 1, "
+                f"got {self.depth}",
+                fix=f"e.g. depth={(0.5,) * (len(self.ratios) - 1) + (1.0,)} for ratios={self.ratios}",
+            )
 
     def plan(self, program: Program, facts: Facts) -> Plan:
         """Choose the elastic dims, group them by choice, compute their candidate sizes."""
@@ -105,19 +137,37 @@ class Slicing:
         chosen.sort(key=lambda one: list(facts.dims.elastic).index(one.dim.name))
         sized = {one.dim.name: Sized(self._choice_of(one, facts), self._sizes(one, facts)) for one in chosen}
         names = list(dict.fromkeys(s.choice for s in sized.values()))
+        gates = {name: self._gate(name, sized, facts) for name in names} if self.gate else {}
+        gained = dict[str, Gained]()
+        for name, one in self._dropped(program, facts, gates):
+            if isinstance(one, str):
+                rejections.append(Rejection(name, one))
+            elif one.choice in names:
+                gained[name] = one
+        heads = {_attention(name): replace(gate, trunk=name) for name, gate in gates.items()}
+        heads = heads if self.attention else {}
         return Plan(
-            choices=tuple(self._choice(name) for name in names),
-            gates={name: self._gate(name, sized, facts) for name in names} if self.gate else {},
-            sites=tuple(Site(name, s.choice, " / ".join(map(str, s.sizes))) for name, s in sized.items()),
+            choices=(*map(self._choice, names), *(_gains(name, gate) for name, gate in heads.items())),
+            gates={**gates, **heads},
+            sites=(
+                *(Site(name, s.choice, " / ".join(map(str, s.sizes))) for name, s in sized.items()),
+                *(Site(name, one.choice, _kept_at(one)) for name, one in gained.items()),
+                *(Site(gate.point.name, name, "channels scaled") for name, gate in heads.items()),
+            ),
             rejections=tuple(rejections),
             sized=sized,
+            gained=gained,
         )
 
     def rewrite(self, editor: Editor, plan: Plan) -> None:
         """Insert the decisions, then let the types do the rest."""
         for choice in plan.choices:
             editor.add_choice(choice, plan.gates.get(choice.name))
+        editor.gain(plan.gained.values())
         editor.resize(plan.sized)
+        for name, gate in plan.gates.items():
+            if gate.trunk:
+                editor.attend(name, gate.point)
 
     # -- planning -----------------------------------------------------------------------------
 
@@ -150,6 +200,26 @@ class Slicing:
         features = point.shape[point.channels - 1]
         return Gate(point, self.hidden or max(16, features // 4), self.confidence, self.grid)
 
+    def _dropped(
+        self, program: Program, facts: Facts, gates: Mapping[str, Gate]
+    ) -> Iterator[tuple[str, Gained | str]]:
+        """Residual branches that some column leaves out, or why one cannot be."""
+        stages: dict[int, list[Branch]] = {}
+        for branch in facts.regions.branches if self.depth else ():
+            stages.setdefault(facts.stage_at[branch.exit], []).append(branch)
+        order = {node.name: at for at, node in enumerate(program.graphs["eval"].nodes)}
+        for stage, branches in stages.items():
+            choice = self.name if self.per == "model" else f"{self.name}.stage{stage}"
+            kept = [round(share * len(branches)) for share in self.depth]
+            for place, branch in enumerate(branches):
+                weights = tuple(float(place < count) for count in kept)
+                ends = branch_ends(branch, program, facts)
+                late = choice in gates and order[gates[choice].point.name] > order[branch.entry]
+                if isinstance(ends, str) or late:
+                    yield branch.name, ends if isinstance(ends, str) else "it starts before the gate decides"
+                elif not all(weights):
+                    yield branch.name, Gained(choice, weights, ends)
+
     def _sizes(self, one: ElasticFacts, facts: Facts) -> tuple[int, ...]:
         """Kept positions per ratio: the channels they stand for are multiples of the divisor."""
         channels = _channels_per_position(one, facts)
@@ -177,6 +247,35 @@ class Slicing:
     def _choice(self, name: str) -> Choice:
         rows = [tuple(float(i == j) for j in range(len(self.ratios))) for i in range(len(self.ratios))]
         return Choice(name, Domain.ONE_HOT, rows[-1], rows[0], tuple(f"{r:g}" for r in self.ratios))
+
+
+PUBLISHED: Mapping[str, tuple[float, ...]] = {"dsnet": tuple(c / 640 for c in range(224, 641, 32))}
+"""Ratios of released networks: DS-Net's MobileNet has 14 widths of its stage 3, 224 to 640 channels."""
+
+
+def _ratios(given: tuple[float, ...], preset: str) -> tuple[float, ...]:
+    if preset:
+        if preset not in PUBLISHED:
+            raise SpecError(f"no preset is called {preset!r}", fix=f"there are: {', '.join(PUBLISHED)}")
+        return PUBLISHED[preset]
+    bad = [r for r in given if not 0 < r <= 1]
+    if bad or not given:
+        raise SpecError(f"ratios must lie in (0, 1], got {bad or 'none'}", fix="e.g. ratios=(0.25, 0.5, 1.0)")
+    return tuple(sorted({*map(float, given), 1.0}))
+
+
+def _attention(choice: str) -> str:
+    return f"{choice}.attention"
+
+
+def _gains(name: str, gate: Gate) -> Choice:
+    """The second head: a gain per channel that the gate reads."""
+    channels = gate.point.shape[gate.point.channels - 1]
+    return Choice(name, Domain.GAINS, (1.0,) * channels, (1.0,) * channels)
+
+
+def _kept_at(one: Gained) -> str:
+    return "kept at " + ", ".join(str(i) for i, weight in enumerate(one.weights) if weight)
 
 
 def is_normalized_stream(one: ElasticFacts, facts: Facts) -> bool:

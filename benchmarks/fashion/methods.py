@@ -47,7 +47,7 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "resnet": Effort(source=8, base=8, gates=2, rate=1e-2, shift=0),
-    "vit": Effort(source=8, base=6, gates=2, rate=2e-3, batch=64, shift=0),
+    "vit": Effort(source=6, base=6, gates=2, rate=2e-3, batch=64, shift=0),
 }
 
 
@@ -89,7 +89,7 @@ def _dsnet(effort: Effort, target: float, supervision: Supervision = "try_best")
         gate_epochs=effort.gates,
         random_widths=1,
         target=target,
-        base=Optimization(rate=effort.rate / 4, decay=0.02),
+        base=Optimization(rate=effort.rate / 2, decay=0.02),
         gates=Optimization(rate=_GATE_RATE),
     )
 
@@ -99,8 +99,11 @@ def _dsnet_worth(effort: Effort, target: float) -> Recipe:
     return _dsnet(effort, target, "worth")
 
 
-# Eight channels leave four widths only where a divisor of 2 rounds them.
-_DSNET = {"resnet": "dsnet(divisor=2, minimum=2, hidden=64, grid=4)", "vit": "dsnet(hidden=64, start=2)"}
+# Few columns: the fewer sub-networks share the weights, the better each is after so short a training.
+_DSNET = {
+    "resnet": "dsnet(ratios=(0.4, 0.7, 1.0), divisor=1, minimum=1, hidden=64, grid=4)",
+    "vit": "dsnet(ratios=(0.4, 0.7, 1.0), depth=(0.4, 0.75, 1.0), divisor=4, minimum=4, hidden=64, start=1)",
+}
 
 METHODS: Mapping[str, Method] = {
     "dsnet": Method(_DSNET, _dsnet, shared=1, base="dsnet"),

@@ -32,6 +32,7 @@ class Facts:
         dead: elastic dims that nothing reads; a static network does without them.
         points: where decisions can be taken, and which of them come before each elastic dim.
         stage_of: elastic name -> stage index (a run of the trunk at one resolution).
+        stage_at: the same for nodes of the evaluation graph.
         parameters: parameter name -> number of elements.
     """
 
@@ -41,6 +42,7 @@ class Facts:
     dead: frozenset[str]
     points: PointFacts
     stage_of: Mapping[str, int]
+    stage_at: Mapping[str, int]
     parameters: Mapping[str, int]
 
     def elastics_of(self, tensor: str) -> list[str]:
@@ -73,15 +75,15 @@ def analyze(program: Program) -> Facts:
     dims = dim_facts(program)
     graph = program.graphs["eval"]
     regions = find_regions(graph, DECISIONS)
+    stage = stages(graph, regions, _resolution(dims.graphs["eval"]), DECISIONS)
     return Facts(
         dims=dims,
         regions=regions,
         macs=macs_facts(graph, dims.graphs["eval"]),
         dead=dead_dims(program, dims),
         points=find_points(program, dims, regions, FOLDABLE),
-        stage_of=_elastic_stages(
-            graph, dims, stages(graph, regions, _resolution(dims.graphs["eval"]), DECISIONS)
-        ),
+        stage_of=_elastic_stages(graph, dims, stage),
+        stage_at=stage,
         parameters={name: p.numel() for name, p in program.state.named_parameters()},
     )
 

@@ -79,6 +79,6 @@ def _added(kept: Tensor, axis: int, rows: Tensor, output: Tensor, count: int, al
     """A copy of `kept` with `output` added to some of its `count` rows, which lie outermost in `axis`."""
     if kept.shape[axis] == count:
         return kept.index_add(axis, rows, output, alpha=alpha)
-    by_row = kept.unflatten(axis, (count, -1))
-    added = by_row.index_add(axis, rows, output.unflatten(axis, (len(rows), -1)), alpha=alpha)
-    return added.flatten(axis, axis + 1)
+    by_row = torch.unflatten(kept, axis, (count, -1))
+    some = torch.unflatten(output, axis, (len(rows), -1))
+    return by_row.index_add(axis, rows, some, alpha=alpha).flatten(axis, axis + 1)

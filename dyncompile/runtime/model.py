@@ -245,6 +245,11 @@ class DynamicModel(nn.Module):
         """MACs of the path of each row of a route: float64 [B]; decision nets are not in it."""
         return self._path_cost(route)
 
+    @property
+    def priced(self) -> frozenset[str]:
+        """Choices that MACs depend on."""
+        return self._path_cost.choices
+
     @cached_property
     def static_macs(self) -> float:
         """MACs of the source per sample."""

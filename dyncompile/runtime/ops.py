@@ -68,7 +68,7 @@ def positions(like: Tensor, pattern: Pattern, *keeps: int | Tensor) -> Tensor:
     if len(sizes) == len(keeps):
         return _positions(pattern, sizes, like.device)
     if len(pattern) == len(keeps) == 1 and pattern[0][0] == "x":
-        return keeps[0].to(like.device)
+        return torch.as_tensor(keeps[0]).to(like.device)
     return kept(decode(pattern), {str(i): keep for i, keep in enumerate(keeps)}).to(like.device)
 
 

@@ -230,7 +230,7 @@ class _Piece:
         self.inputs[node] = self._env[node] = self._last_input
 
     def compiled(self, gives: Sequence[fx.Node]) -> GraphForward:
-        """The piece as a function of the policy and its inputs; the last segment gives the graph's outputs."""
+        """A function of the policy and the piece's inputs; the last segment gives the graph's outputs."""
         if not any(node.op == "output" for node in self._graph.nodes):
             self._graph.output(tuple(self._env[node] for node in gives))
         self._graph.lint()

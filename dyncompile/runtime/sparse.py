@@ -93,10 +93,10 @@ class SparseRun:
             name: join_rows([part.values[name] for part in parts], self._types.get(name))
             for name in segment.live
         }
-        known = set.intersection(*(set(part.group.decisions) for part in parts))
+        known = [name for name in first.group.decisions if all(name in p.group.decisions for p in parts)]
         decisions = {
             name: decision_of(torch.cat([part.group.decisions[name].rows for part in parts]))
-            for name in sorted(known)
+            for name in known
         }
         return Part(Group(torch.cat([part.rows for part in parts]), decisions), values)
 

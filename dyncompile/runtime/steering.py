@@ -12,7 +12,6 @@ from dyncompile.errors import RouteError
 from dyncompile.policies import Forced, Policy
 from dyncompile.program import Choice, Decision, Route
 
-
 Ask = Callable[[str, Tensor, Tensor | None], Tensor]
 """``ask(choice, positions [n], logits [n, width])`` -> rows [n, width]."""
 

@@ -11,9 +11,10 @@ target.
 
 Gains are their logits, capped to [0, 1]: a price that switches the weakest off also scales down what is kept,
 and a negative one scales it up. Both change what later decision nets see, so that the cost is no monotone
-function of the price and accuracy suffers from large ones. With gains the search therefore goes outwards in
-small steps and ends at the first price within the tolerance; train close to the target (`Budget`). Bits and
-columns that are kept stay as they are.
+function of the price, and accuracy suffers from large prices. With gains the search therefore goes outwards
+in small steps, ends at the first price within the tolerance, and raises no logit by more than 1/4: what costs
+too little is better left alone. Train close to the target (`Budget`). Bits and columns that are kept stay as
+they are.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ _PASSES = 30
 _EXTENT = 24
 """Doublings of the price at most; 2^24 outweighs any logit that float32 trains to."""
 _CAREFUL = 64
-"""Parts of the first step that gains start with."""
+"""With gains the first price is this part of what is the first otherwise."""
+_RAISED = 4
+"""With gains, doublings of a price below 0 at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Calibration:
         before, reached: shares before and after.
         alpha: price that was taken off the logits, per whole of the source's MACs.
         within: whether `reached` is within the tolerance of the target. Where it is not, many samples have
-            equal logits, and no price separates them.
+            equal logits, and no price separates them; or gains cost too little and are not raised further.
     """
 
     target: float
@@ -93,7 +96,10 @@ def calibrate(
         measure = _replayed(dyn, batches, choices[0], gates)
     else:
         measure = _rerun(dyn, list(batches) if iter(batches) is batches else batches, gates)
-    search = _Search(measure, target, gates.step, tolerance * target / (1 if gates.scale else 20))
+    search = _Search(measure, target, tolerance * target / 20, gates.unit)
+    if gates.scale:
+        near, step = tolerance * target, gates.unit / _CAREFUL
+        search = _Search(measure, target, near, step, raised=_RAISED)
     try:
         alpha = search.run()
     except BaseException:
@@ -114,14 +120,12 @@ class _Gates:
         self._biases = {c.name: parameters[f"{GATES}.{c.name}.head.bias"] for c in choices}
         self._before = {name: bias.detach().clone() for name, bias in self._biases.items()}
         self.shares = {c.name: column_shares(dyn, c) for c in choices}
-
         self.scale = any(choice.domain is Domain.GAINS for choice in choices)
 
     @property
-    def step(self) -> float:
-        """The price to try first: at 1 the logit of the costliest column moves by 1, with gains by less."""
-        unit = 1 / (max(float(shares.max()) for shares in self.shares.values()) or 1.0)
-        return unit / _CAREFUL if self.scale else unit
+    def unit(self) -> float:
+        """The price at which the logit of the costliest column moves by 1."""
+        return 1 / (max(float(shares.max()) for shares in self.shares.values()) or 1.0)
 
     @torch.no_grad()
     def shift(self, alpha: float) -> None:
@@ -137,19 +141,23 @@ class _Search:
     Attributes:
         measure: the share at a price.
         target: the share that is sought.
-        step: the price to try first.
         near: distance from the target at which the search ends.
+        step: the price to try first.
+        raised: doublings of a price below 0 at most.
     """
 
     measure: Callable[[float], float]
     target: float
-    step: float
     near: float
+    step: float
+    raised: int = _EXTENT
     shares: dict[float, float] = field(default_factory=dict[float, float])
 
     def run(self) -> float:
         """The price whose share comes nearest to the target, the smallest such price."""
         low, high = self._bracket()
+        if self._found() or not self._share(low) > self.target > self._share(high):
+            return self._nearest()
         for _ in range(_PASSES):
             if self._found() or high - low < 1e-9 * self.step:
                 break
@@ -161,7 +169,7 @@ class _Search:
         """Two prices, the first too low and the second too high."""
         sign = 1.0 if self._share(0.0) > self.target else -1.0
         inner, outer = 0.0, sign * self.step
-        for _ in range(_EXTENT):
+        for _ in range(_EXTENT if sign > 0 else self.raised):
             if self._found() or (self._share(outer) - self.target) * sign <= 0:
                 break
             inner, outer = outer, 2 * outer

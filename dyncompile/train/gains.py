@@ -2,7 +2,7 @@
 
     z [B, width]   activity: 1 where a column is on. The gradient of a gain's activity is that of the gain
                    itself (straight-through); a bit is its own activity.
-    p [B, width]   opening, in [0, 1]: a gain itself, or the sigmoid of a bit's logit; never noisy.
+    p [B, width]   opening, in [0, 1], never noisy: a gain itself, or the sigmoid of a bit's logit.
 
 Losses and weights of LC-Net ("Fully Dynamic Inference with Deep Neural Networks", 2021) are not known to us.
 These are terms of its relatives; `Budget` holds the cost. Means over a batch are means over the samples that
@@ -24,6 +24,9 @@ from dyncompile.program import Choice, Domain
 from dyncompile.train.beta import LARGEST, beta_cdf
 from dyncompile.train.columns import SWITCHES, gate_logits, learned_choices
 from dyncompile.train.phase import Moment
+
+_STEEPNESS = 4.0
+"""What logits of gains are multiplied by where they are read like those of bits."""
 
 
 def activity(choice: Choice, rows: Tensor) -> Tensor:
@@ -104,7 +107,9 @@ class BatchShaping:
     p_(1) <= ... <= p_(N) are the openings of one gate (a column) for the samples of a batch, F is the
     distribution function of Beta(alpha, beta): the Cramer-von Mises distance of Bejnordi et al.,
     "Batch-Shaping for Learning Conditional Channel Gated Networks" (ICLR 2020). With parameters below 1 a
-    gate is driven to be on for some samples and off for others, instead of being the same for all.
+    gate is driven to be on for some samples and off for others, instead of being the same for all. For gains
+    p is here the sigmoid of 4 times the logit, so that they too are on above p = 1/2: gains themselves,
+    spread over [0, 1], would all be on. At 4 most of the mass lies where gains move freely, from -1 to 2.
 
     Verified in the code that one of its authors published (Qualcomm, 2023): the distance, its mean over
     samples, no treatment of ties, the density bounded in the gradient. That code has the mean over gates
@@ -128,8 +133,9 @@ class BatchShaping:
     def __call__(self, moment: Moment) -> Tensor:
         """A scalar."""
         choices = learned_choices(moment.dyn, "batch shaping", SWITCHES)
-        openings = torch.cat([*_openings(gate_logits(moment, choices), choices).values()], 1)
-        ordered = openings.sort(stable=True, dim=0).values
+        logits = gate_logits(moment, choices)
+        scaled = [logits[c.name].float() * (_STEEPNESS if c.domain is Domain.GAINS else 1) for c in choices]
+        ordered = torch.cat(scaled, 1).sigmoid().sort(stable=True, dim=0).values
         count = len(ordered)
         empirical = torch.arange(1, count + 1, device=ordered.device).double()[:, None] / (count + 1)
         distance = beta_cdf(ordered, self.alpha, self.beta) - empirical

@@ -42,7 +42,10 @@ def check_learned(subject: Subject, seed: int) -> Check:
 
 
 def check_gradients(subject: Subject, seed: int) -> Check:
-    """The task loss alone and the cost alone each reach every parameter of every decision net."""
+    """The task loss alone and the cost alone each reach every parameter of every decision net.
+
+    A decision that costs nothing either way (channel attention) is left to the task loss.
+    """
     if not subject.dyn.gated:
         return Check("gradients of decision nets", True, detail="no decision net in this model")
     dyn = _open(_stirred(subject.dyn, seed)).train()
@@ -62,10 +65,11 @@ def check_gradients(subject: Subject, seed: int) -> Check:
             "Sequence[Tensor | None]",
             torch.autograd.grad(loss, list(gates.values()), retain_graph=True, allow_unused=True),
         )
+        free = tuple(f"{GATES}.{n}." for n in dyn.gated if n not in dyn.priced) if term == "cost" else ()
         unreached += [
             f"{term} does not reach {name}"
             for name, gradient in zip(gates, found, strict=True)
-            if gradient is None or not bool(gradient.any())
+            if not name.startswith(free or "-") and (gradient is None or not bool(gradient.any()))
         ]
     return Check(
         "gradients of decision nets",

@@ -6,9 +6,11 @@
             validation data
 
 Losses, weights and stages of LC-Net ("Fully Dynamic Inference with Deep Neural Networks", 2021) are not known
-to us, and its re-implementations have no term for cost at all. The order is the advice of FBS ("fine-tune a
-pretrained model with 100% density, and gradually decrease the density", gates first with the network frozen),
-the division of the budget and all numbers are ours.
+to us, and its re-implementations have no term for cost at all. The order is the advice of FBS: gates first,
+with the network frozen, and "first fine-tune a pretrained model with 100% density, and gradually decrease the
+density". The division of the budget and all numbers are ours. Half way was compared with no pressure, a tenth
+and all of the way in the first phase, on a toy (six residual blocks, points in the plane, target 0.5, three
+seeds each): it was as good as the best for layers and better than the others for channels.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def lcnet(
     gates: Optimization | None = None,
     schedule: Schedule | None = None,
     clip: float | None = None,
-    average: float | None = 0.999,
+    average: float | None = 1.0,
 ) -> Recipe:
     """Train a trained network with gains or bits to a mean share of its MACs.
 
@@ -62,8 +64,9 @@ def lcnet(
         base, gates: optimizer settings, AdamW at 1e-3 and at 1e-2.
         schedule: of both phases; cosine, with a tenth of warm-up in the second.
         clip: largest norm of the gradient.
-        average: decay of the moving average that is the teacher of the second phase where there is
-            distillation; None lets the present weights teach.
+        average: decay of the moving average that teaches in the second phase. At 1 the teacher stays the
+            source. Below, and with None (the present weights), it loses what it knew: nothing else trains
+            the full network.
 
     Raises:
         SpecError: settings out of range or in contradiction.
