@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from dyncompile.analysis.flow import Flow
 from dyncompile.runtime import ops
+
+_RECTIFIERS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
 Condition = tuple[str, tuple[float, ...]]
 """(choice, weights): rows run only where ``row @ weights`` is above 0."""
@@ -26,21 +29,25 @@ class Skip:
     Attributes:
         gain: the node that multiplies.
         exit: the add that reads it.
+        last: the rectifier that alone reads the sum, or `exit` without one: what execution gives at once.
         kept: its other operand, all that is left of the sum without the branch.
         output: what the body computes.
         body: nodes that run for `output` alone, in order.
         alpha: factor of the branch in the sum.
-        rewritten: whether something writes into the memory of the sum later.
+        rewritten: which of `exit` and `last` something writes into later.
+        positive: whether `kept` is a rectifier's output, which a rectifier leaves as it is.
         condition: when it runs.
     """
 
     gain: fx.Node
     exit: fx.Node
+    last: fx.Node
     kept: fx.Node
     output: fx.Node
     body: tuple[fx.Node, ...]
     alpha: float
-    rewritten: bool
+    rewritten: frozenset[fx.Node]
+    positive: bool
     condition: Condition
 
 
@@ -64,14 +71,19 @@ def _skip(flow: Flow, node: fx.Node) -> Iterator[Skip]:
     kept = operands[0] if operands[1] is node else operands[1]
     assert isinstance(kept, fx.Node)
     alpha = users[0].kwargs.get("alpha", 1.0)
+    exit = users[0]
+    after = flow.uses(exit)
+    last = after[0] if len(after) == 1 and after[0].target in _RECTIFIERS else exit
     yield Skip(
         gain=node,
-        exit=users[0],
+        exit=exit,
+        last=last,
         kept=kept,
         output=output,
         body=tuple(flow.sorted(flow.exclusive(output, node))),
         alpha=float(alpha) if isinstance(alpha, int | float) else 1.0,
-        rewritten=flow.is_rewritten(users[0]),
+        rewritten=frozenset(end for end in (exit, last) if flow.is_rewritten(end)),
+        positive=kept.target in _RECTIFIERS and not flow.is_rewritten(kept),
         condition=(str(decision.args[1]), tuple(map(float, weights))),  # pyright: ignore
     )
 

@@ -80,7 +80,7 @@ class _Folder:
 
     def _without_branch(self, skip: Skip) -> fx.Node:
         kept = self._operand(skip.kept)
-        return self._call(skip.exit, aten.clone.default, (kept,)) if skip.rewritten else kept
+        return self._call(skip.exit, aten.clone.default, (kept,)) if skip.exit in skip.rewritten else kept
 
     def _multiplied(self, node: fx.Node, factor: float) -> fx.Node:
         output = self._operand(node.args[0])  # pyright: ignore

@@ -35,7 +35,10 @@ class Branch:
         body: ``(policy, *taken)`` -> what is added.
         weights: the gain of a row is ``decision @ weights``.
         alpha: factor in the sum.
-        rewritten: something writes into the sum later, so it must not be the memory of `kept`.
+        in_place: the source adds into the memory of the branch's output.
+        rectified: a ReLU follows, which is part of this.
+        owned: something writes into the result later, so it must not be the memory of `kept`.
+        positive: `kept` is the output of a ReLU, which another leaves as it is.
         kept: type of the other operand.
         takes: types of what the body reads.
     """
@@ -43,7 +46,10 @@ class Branch:
     body: GraphForward
     weights: tuple[float, ...]
     alpha: float
-    rewritten: bool
+    in_place: bool
+    rectified: bool
+    owned: bool
+    positive: bool
     kept: Type
     takes: tuple[Type, ...]
 
@@ -62,17 +68,32 @@ class Branch:
         rows = (gains.detach() != 0).nonzero().flatten()
         axis = batch_axis(self.kept) or 0
         if not len(rows) and len(gains):
-            return kept.clone() if self.rewritten else kept
+            return self._kept(kept)
         if len(rows) == len(gains):
             (output,) = self.body(policy, *taken)
-            return torch.add(kept, ops.times(output, gains, axis), alpha=self.alpha)
+            return self._rectified(self._sum(kept, ops.times(output, gains, axis)))
         some = [
             select_rows(value, found, rows, len(gains))
             for value, found in zip(taken, self.takes, strict=True)
         ]
         (output,) = self.body(policy.narrowed(rows), *some)
         output = ops.times(output, gains[rows], axis)
-        return _added(kept, axis, rows.to(kept.device), output, len(gains), self.alpha)
+        return self._rectified(_added(kept, axis, rows.to(kept.device), output, len(gains), self.alpha))
+
+    def _kept(self, kept: Tensor) -> Tensor:
+        """What is left where no row needs the branch."""
+        if self.rectified and not self.positive:
+            return kept.relu()
+        return kept.clone() if self.owned else kept
+
+    def _sum(self, kept: Tensor, output: Tensor) -> Tensor:
+        if self.in_place:
+            return output.add_(kept)
+        return torch.add(kept, output, alpha=self.alpha)
+
+    def _rectified(self, total: Tensor) -> Tensor:
+        """`total` is new memory; with gradients in-place ReLU is as good as any, since a sum needs no values."""
+        return total.relu_() if self.rectified else total
 
 
 def _added(kept: Tensor, axis: int, rows: Tensor, output: Tensor, count: int, alpha: float) -> Tensor:

@@ -66,10 +66,10 @@ class _Cutter:
         self._home: dict[fx.Node, int] = {}
         self._decisions: list[list[fx.Node]] = [[]]
         skips = find_skips(graph)
-        self.exits = {skip.exit: skip for skip in skips}
+        self.ends = {skip.last: skip for skip in skips}
         self._owner: dict[fx.Node, Skip] = {}
         for skip in sorted(skips, key=lambda skip: -len(skip.body)):  # the innermost comes last
-            self._owner.update(dict.fromkeys((*skip.body, skip.gain), skip))
+            self._owner.update(dict.fromkeys({*skip.body, skip.gain, skip.exit} - {skip.last}, skip))
         self._place()
         names = range(len(self._decisions))
         self._pieces = [_Piece(self, self.nodes_of(i), f"segment {i}") for i in names]
@@ -102,7 +102,7 @@ class _Cutter:
     def home(self, node: fx.Node) -> int:
         """The segment that computes a node; inputs come before the first."""
         while node in self._owner:
-            node = self._owner[node].exit
+            node = self._owner[node].last
         return -1 if node.op == "placeholder" else self._home[node]
 
     def is_batch_size(self, node: fx.Node) -> bool:
@@ -187,8 +187,8 @@ class _Piece:
         return self._env[node]
 
     def _copy(self, node: fx.Node) -> None:
-        if node in self._cutter.exits:
-            self._join(self._cutter.exits[node])
+        if node in self._cutter.ends:
+            self._join(self._cutter.ends[node])
             return
         if node.target is ops.decide:
             self._decision(node, *map(self._operand, node.all_input_nodes[1:]))
@@ -214,13 +214,16 @@ class _Piece:
             body=body.compiled([skip.output]),
             weights=skip.condition[1],
             alpha=skip.alpha,
-            rewritten=skip.rewritten,
+            in_place=skip.exit.target is aten.add_.Tensor and skip.exit.args[0] is skip.gain,
+            rectified=skip.last is not skip.exit,
+            owned=skip.last in skip.rewritten,
+            positive=skip.positive,
             kept=types.get(skip.kept.name),
             takes=tuple(types.get(node.name) for node in taken),
         )
         decision = self._operand(skip.gain.all_input_nodes[1])
         operands = [self._operand(node) for node in (skip.kept, *taken)]
-        self._env[skip.exit] = self._graph.call_function(
+        self._env[skip.last] = self._graph.call_function(
             branch.named(f"branch_{skip.exit}"), (self._policy, decision, *operands)
         )
 

@@ -111,7 +111,7 @@ class BatchShaping:
     p is here the sigmoid of 4 times the logit, so that they too are on above p = 1/2: gains themselves,
     spread over [0, 1], would all be on. At 4 most of the mass lies where gains move freely, from -1 to 2.
 
-    Verified in the code that one of its authors published (Qualcomm, 2023): the distance, its mean over
+    Verified in the code that its authors' company published (Qualcomm, 2023): the distance, its mean over
     samples, no treatment of ties, the density bounded in the gradient. That code has the mean over gates
     where we sum, as far as we know with the paper. Not verified: alpha and beta; the weight is what a
     re-implementation says of the paper. The paper lets the weight fall during training; this one is constant.
@@ -148,8 +148,8 @@ class RouteConsistency:
 
     The turn looks at another view of its samples (`Turn.view`). The teacher looks at them as loaded, and no
     gradient reaches it: the moving average where the phase keeps one, else the present weights, in evaluation
-    mode. The mean is over samples and columns, then over choices. CoDiNet (Wang et al., AAAI 2021) trains
-    routes for consistency by another distance, on hinges that are not rebuilt here.
+    mode. The mean is over samples and columns, then over choices. CoDiNet's code trains consistent routes by
+    hinges on distances of routing vectors, which are not rebuilt here.
 
     Raises when called:
         SpecError: no choice of gains or bits has a decision net, or the turn's policy does not ask it.
