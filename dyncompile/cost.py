@@ -38,7 +38,8 @@ class _Term:
         for choice, table in self.tables.items():
             total = total * (on[choice] @ table.to(device))
         for choice, sizes, power in self.picked:  # one block stays where none is on, as in execution
-            kept = (on[choice] @ sizes.to(device)).clamp(min=float(sizes[0]))
+            least = sizes[0] * (on[choice].detach() == 0).all(1)
+            kept = on[choice] @ sizes.to(device) + least.to(device)
             total = total * kept[:, None] ** power
         for choice, columns in self.runs:
             total = total * (on[choice] @ columns.to(device))[:, None]

@@ -34,6 +34,10 @@ class Domain(Enum):
     EXIT = "exit"
 
 
+SWITCHES = (Domain.GAINS, Domain.BITS)
+"""Domains whose columns are switched on and off independently."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One decision point: rows of `width` numbers from `domain`, one row per sample.

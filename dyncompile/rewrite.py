@@ -129,6 +129,7 @@ class Editor:
                 with graph.inserting_after(max(output, decision)):
                     new = graph.call_function(ops.gain, (output, decision, one.weights, batch))
                 new.meta = dict(output.meta)
+                new.meta.pop("nn_module_stack", None)  # it is no part of the module that made the output
                 exit.replace_input_with(output, new)
         self._stale = True
 

@@ -18,6 +18,7 @@ from dyncompile.errors import SpecError
 from dyncompile.plan import Rejection
 from dyncompile.program import MODES, Mode, Program
 from dyncompile.runtime import ops
+from dyncompile.runtime.rows import batch_axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,14 @@ def branch_ends(branch: Branch, program: Program, facts: Facts) -> Ends | str:
     for output in outputs.values():
         if isinstance(output, fx.Node) and output.target is ops.gain:
             return f"choice {output.args[1].args[1]!r} decides on it already"  # pyright: ignore
-    return {mode: (exits[mode].name, str(outputs[mode])) for mode in MODES}
+    ends: dict[Mode, tuple[str, str]] = {mode: (exits[mode].name, str(outputs[mode])) for mode in MODES}
+    types = [facts.dims.graphs[mode].types for mode in MODES]
+    for found, (exit, output) in zip(types, ends.values(), strict=True):
+        summed, added = found.get(exit), found.get(output)
+        both = isinstance(summed, tuple) and isinstance(added, tuple) and len(summed) == len(added)
+        if not both or batch_axis(added) is None or batch_axis(added) != batch_axis(summed):
+            return f"what it adds, `{output}`, has no samples along the axis that the sum has them in"
+    return ends
 
 
 def point_before(branch: Branch, program: Program, facts: Facts) -> Point | None:

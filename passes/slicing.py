@@ -164,10 +164,10 @@ class Slicing:
         for choice in plan.choices:
             editor.add_choice(choice, plan.gates.get(choice.name))
         editor.gain(plan.gained.values())
-        editor.resize(plan.sized)
         for name, gate in plan.gates.items():
             if gate.trunk:
                 editor.attend(name, gate.point)
+        editor.resize(plan.sized)
 
     # -- planning -----------------------------------------------------------------------------
 

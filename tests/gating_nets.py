@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -304,10 +305,10 @@ class SequenceFirst(Residual):
 class Windows(Residual):
     """Maps [B, 4, 4, 8] that run as four windows each, [4 B, 4, 8]: a row is four positions of axis 0."""
 
-    def __init__(self, heads: int = 2, hidden: int = 9) -> None:
+    def __init__(self, heads: int = 2, hidden: int = 9, dim: int = 4) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
-        self.attn, self.mlp = Attention(8, heads), Mlp(8, hidden)
+        self.attn, self.mlp = Attention(8, heads, dim), Mlp(8, hidden)
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -331,7 +332,7 @@ class Windows(Residual):
 
 
 class Broadcast(Residual):
-    """Branches that give less than they are added to: one token for all, and one in an axis less."""
+    """What branches give is the same for all positions: it has one, where the sum has five."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,8 +343,8 @@ class Broadcast(Residual):
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x)
         y = (y + self.first(y.mean(1, keepdim=True))).relu().transpose(0, 1)
-        y = y + self.second(y.mean(0))
-        return self.head(y.relu().transpose(0, 1))
+        y = y + self.second(y.mean(0, keepdim=True))
+        return self.behind(y, y)
 
     def before(self, *inputs: Tensor) -> Tensor:
         return self.stem(inputs[0])
@@ -353,53 +354,151 @@ class Broadcast(Residual):
             "first": Part(
                 lambda x: self.first(x.mean(1, keepdim=True)), after=lambda y: y.relu().transpose(0, 1)
             ),
-            "second": Part(lambda x: self.second(x.mean(0))),
+            "second": Part(lambda x: self.second(x.mean(0, keepdim=True))),
         }
 
     def behind(self, y: Tensor, stem: Tensor) -> Tensor:
         return self.head(y.relu().transpose(0, 1))
 
 
-class Inner(nn.Module):
-    """``y + relu(fc(y))``, in the middle of a branch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.fc, self.down = nn.Linear(8, 10), nn.Linear(10, 10), nn.Linear(10, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.up(x).relu()
-        return self.down(y + self.fc(y).relu())
+# -- whose memory it is ------------------------------------------------------------------------------
 
 
 class Nested(Residual):
-    """A branch that holds another branch."""
+    """Branches in a branch: one starts where the outer one starts, one lies in its middle."""
 
-    nested = ("block.fc",)
+    nested = ("early", "late")
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.block, self.last = nn.Linear(6, 8), Inner(), Mlp(8, 7)
-        self.head = nn.Linear(8, 3)
+        self.stem = nn.Linear(6, 8)
+        self.early, self.up, self.late, self.down = (
+            nn.Linear(*size) for size in ((8, 8), (8, 10), (10, 10), (10, 8))
+        )
+        self.last, self.head = Mlp(8, 7), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x).relu()
-        y = y + self.block(y)
+        z = self.up(y + self.early(y).relu()).relu()
+        y = y + self.down(z + self.late(z).relu())
         return self.head(y + self.last(y))
 
     def before(self, *inputs: Tensor) -> Tensor:
         return self.stem(inputs[0]).relu()
 
     def parts(self, gains: Mapping[str, float], *inputs: Tensor) -> dict[str, Part]:
-        inside = Part(lambda y: self.block.fc(y).relu())
+        early, late = Part(lambda y: self.early(y).relu()), Part(lambda y: self.late(y).relu())
 
-        def outer(x: Tensor) -> Tensor:
-            return self.block.down(inside(self.block.up(x).relu(), gains.get("block.fc", 1.0)))
+        def outer(y: Tensor) -> Tensor:
+            z = self.up(early(y, gains.get("early", 1.0))).relu()
+            return self.down(late(z, gains.get("late", 1.0)))
 
-        return {"block": Part(outer), "last": Part(self.last)}
+        return {"model": Part(outer), "last": Part(self.last)}
 
     def behind(self, y: Tensor, stem: Tensor) -> Tensor:
         return self.head(y)
+
+
+class TwoMlps(Residual):
+    """Two branches on what `before` gives; what it was is read at the end once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Linear(6, 8), Mlp(8, 9), Mlp(8, 7)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = y = self.before(x)
+        y = y + self.first(y)
+        y = y + self.second(y)
+        return self.behind(y, stem)
+
+    def before(self, *inputs: Tensor) -> Tensor:
+        return self.stem(inputs[0]).relu()
+
+    def parts(self, gains: Mapping[str, float], *inputs: Tensor) -> dict[str, Part]:
+        return {"first": Part(self.first), "second": Part(self.second)}
+
+    def behind(self, y: Tensor, stem: Tensor) -> Tensor:
+        return self.head(y)
+
+
+class Viewed(TwoMlps):
+    """A view that is made before the first branch is read behind the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.before(x)
+        view = y.transpose(1, 2)[:, :, ::2]
+        y = y + self.first(y)
+        y = y + self.second(y)
+        return self.head(torch.cat((y.mean(1), view.mean(2)), 1))
+
+    def behind(self, y: Tensor, stem: Tensor) -> Tensor:
+        return self.head(torch.cat((y.mean(1), stem[:, ::2].mean(1)), 1))
+
+
+class Written(TwoMlps):
+    """Sums are written into, by what is no ReLU; what they started from is read at the end again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.before(x)
+        y = F.silu(stem + self.first(stem), inplace=True)
+        y = y + self.second(y)
+        y *= 0.5
+        return self.behind(y, stem)
+
+    def parts(self, gains: Mapping[str, float], *inputs: Tensor) -> dict[str, Part]:
+        return {"first": Part(self.first, after=F.silu), "second": Part(self.second, after=lambda y: 0.5 * y)}
+
+    def behind(self, y: Tensor, stem: Tensor) -> Tensor:
+        return self.head(torch.cat((y.mean(1), stem.mean(1)), 1))
+
+
+class OnInput(TwoMlps):
+    """The stream is a view of the input, [B, 8, 5] seen as [B, 5, 8]."""
+
+    def before(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].transpose(1, 2)
+
+
+class Steps(TwoMlps):
+    """What is returned holds the stream at every step."""
+
+    def forward(self, x: Tensor) -> Any:
+        stem = self.before(x)
+        middle = stem + self.first(stem)
+        last = middle + self.second(middle)
+        return {"steps": [stem, middle, last], "logits": self.head(last)}
+
+
+class Placed(Mlp):
+    """An MLP that tells positions apart."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 9)
+        self.place = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.place)
+
+
+class Expanded(TwoMlps):
+    """All five positions are one memory, until a branch tells them apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Placed()
+
+    def before(self, *inputs: Tensor) -> Tensor:
+        return self.stem(inputs[0]).relu().mean(1, keepdim=True).expand(-1, 5, -1)
 
 
 # -- channels beside each other ----------------------------------------------------------------------
@@ -445,4 +544,24 @@ class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = x + self.mix(torch.cat((self.left(x).relu(), self.right(x).relu()), 1))
+        return self.head(x.mean((2, 3)))
+
+
+class Groups(nn.Module):
+    """A branch with a convolution of `groups` groups, each of `fan_in` to `fan_out` channels."""
+
+    def __init__(self, groups: int = 4, fan_in: int = 3, fan_out: int = 2) -> None:
+        super().__init__()
+        wide, narrow = groups * fan_in, groups * fan_out
+        self.stem, self.up, self.norm = (
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.Conv2d(6, wide, 1),
+            nn.BatchNorm2d(wide),
+        )
+        self.grouped = nn.Conv2d(wide, narrow, 3, padding=1, groups=groups)
+        self.down, self.head = nn.Conv2d(narrow, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(self.grouped(self.norm(self.up(x)).relu()).relu())
         return self.head(x.mean((2, 3)))

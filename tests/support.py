@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 from dyncompile.analysis.facts import Facts, analyze
 from dyncompile.capture import capture
 from dyncompile.pipeline import apply_passes
+from dyncompile.policies import Learned
 from dyncompile.program import Program, Route
 from dyncompile.rewrite import copy_program
 from dyncompile.runtime.model import DynamicModel
@@ -111,3 +113,17 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """A copy of all state, non-persistent buffers included."""
     named = [*module.named_parameters(), *module.named_buffers()]
     return {name: tensor.detach().clone() for name, tensor in named}
+
+
+@torch.no_grad()
+def undecided(dyn: DynamicModel, args: Sequence[Any], seed: int = 0) -> DynamicModel:
+    """A copy with random decision nets that switch gains off for about half of the rows in `args`."""
+    dyn = copy.deepcopy(dyn)
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in dyn.named_parameters():
+        if name.startswith("dyn.gates."):
+            parameter.copy_(torch.randn(parameter.shape, generator=random))
+    for choice in dyn.gated:  # in order: later features depend on earlier decisions
+        logits = dyn.record(*args, policy=Learned()).logits[choice]
+        dyn.get_parameter(f"dyn.gates.{choice}.head.bias").sub_(logits.median(0).values - 0.1)
+    return dyn

@@ -96,7 +96,7 @@ def test_terminals_get_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dyncompile.cli.commands.check_contract", lambda *given: report)
     shown, checked = run("explain", NET), run("verify", NET)
     assert shown.exit_code == checked.exit_code == 0
-    assert "resized by a choice" in shown.stdout
+    assert "decided by a choice" in shown.stdout
     header, row = checked.stdout.splitlines()
     assert header.split() == ["invariant", "max", "abs", "diff", "detail"]
     assert row.split() == ["ok", "equality", "0.25", "of", "everything"]

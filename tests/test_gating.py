@@ -22,7 +22,8 @@ from dyncompile.verify import count_macs
 from tests import gating_nets, handmade
 from tests.gating_nets import Residual, by_hand
 from tests.nets import randomize
-from tests.support import Subject, relative, same, snapshot, subject
+from tests.oracles import narrowed, state_of
+from tests.support import Subject, relative, same, snapshot, subject, undecided
 
 TOLERANCE = 1e-5
 LAYERS = "lcnet(channels=False)"
@@ -44,7 +45,7 @@ def _vectors(*shape: int) -> Callable[[], tuple[Tensor, ...]]:
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its inputs, its branches, and which branches lie inside of which."""
+    """A network, its inputs, and the names of its branches in the order of their sums."""
 
     build: type[Residual]
     inputs: Callable[[], tuple[Tensor, ...]]
@@ -60,7 +61,11 @@ CASES = {
     "sequence first": Case(gating_nets.SequenceFirst, _vectors(5, 6), ("first", "second")),
     "windows": Case(gating_nets.Windows, _vectors(4, 4, 6), ("attn", "mlp")),
     "broadcast": Case(gating_nets.Broadcast, _vectors(5, 6), ("first", "second")),
-    "nested": Case(gating_nets.Nested, _vectors(6), ("block.fc", "block", "last")),
+    "nested": Case(gating_nets.Nested, _vectors(6), ("early", "late", "model", "last")),
+    "viewed": Case(gating_nets.Viewed, _vectors(5, 6), ("first", "second")),
+    "written": Case(gating_nets.Written, _vectors(5, 6), ("first", "second")),
+    "on input": Case(gating_nets.OnInput, _vectors(8, 5), ("first", "second")),
+    "expanded": Case(gating_nets.Expanded, _vectors(5, 6), ("first", "second")),
 }
 
 
@@ -150,6 +155,7 @@ def test_rows_of_different_gains_run_together(name: str, execution: Any) -> None
         )
         assert relative(expected, record.output) <= TOLERANCE
         assert relative(expected, source(name).expected()) > 0.01
+        assert relative(expected, rows_by_hand(name, gains)) == 0, "the inputs have changed"
     assert {k: v.tolist() for k, v in record.route.items()} == {
         k: v.tolist() for k, v in layers(gains).items()
     }
@@ -174,7 +180,7 @@ def test_one_route_for_all_is_the_network_without_these_branches(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["cnn", "pre-norm", "post-norm"])
-@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("which", range(6))
 def test_training_with_one_route_is_training_the_network_without_these_branches(
     name: str, which: int
 ) -> None:
@@ -247,6 +253,25 @@ def test_gradients_of_gains_are_those_of_a_network_that_multiplies() -> None:
         assert torch.allclose(mine, theirs.flatten())
 
 
+@pytest.mark.parametrize("policy", [dc.Forced, dc.Learned])
+def test_nobody_writes_into_what_is_given_or_returned(policy: Any) -> None:
+    torch.manual_seed(4)
+    net, x = gating_nets.Steps().eval(), torch.randn(6, 5, 6)
+    dyn = undecided(Subject(net, (x,), {}).dynamic(LAYERS), (x,))
+    before = x.clone()
+    gains = {"layer.first": [0.0, 0.5, 0.0, 1.0, 0.5, 0.0], "layer.second": [0.5, 0.0, 0.0, 0.0, 1.0, 1.0]}
+    forced = {name: torch.tensor([[gain] for gain in rows]) for name, rows in gains.items()}
+    with torch.no_grad():
+        output, route = dyn.run(x, policy=policy(forced) if policy is dc.Forced else policy())
+        first, second = (route[name][:, :, None] for name in gains)
+        stem = net.before(x)
+        middle = stem + first * net.first(stem)
+        last = middle + second * net.second(middle)
+    expected = {"steps": [stem, middle, last], "logits": net.head(last)}
+    assert relative(expected, output) <= TOLERANCE
+    assert torch.equal(x, before)
+
+
 # -- layers: what runs -------------------------------------------------------------------------------
 
 
@@ -277,7 +302,7 @@ def test_the_gradient_of_the_cost_is_what_a_branch_costs() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_rows_skip_is_not_computed(name: str) -> None:
-    """torch counts as many MACs as the routes of the rows cost together."""
+    """Torch counts as many MACs as the routes of the rows cost together."""
     dyn, gains = dynamic(name), drawn(name, seed=2)
     route = layers(gains)
     counted = count_macs(lambda: dyn.run(*source(name).args, policy=dc.Forced(route)))
@@ -288,19 +313,20 @@ def test_what_rows_skip_is_not_computed(name: str) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_skipped_branch_would_give_does_not_matter(name: str, value: float) -> None:
-    (first, *_), gains = CASES[name].branches, drawn(name)
-    first = {"block.fc": "block.fc", "blocks.0": "blocks.0.o"}.get(first, first)
+    spoiled, gains = CASES[name].branches[0], drawn(name)
+    module = (
+        "blocks.0.o" if name == "post-norm" else spoiled
+    )  # a block's other branch is no module of its own
     dyn = copy.deepcopy(dynamic(name))
     with torch.no_grad():
         for key, parameter in dyn.named_parameters():
-            if key.startswith(f"{first}."):
+            if key.startswith(f"{module}."):
                 parameter.fill_(value)
         output, _ = dyn.run(*source(name).args, policy=dc.Forced(layers(gains)))
         expected = rows_by_hand(name, gains)
-    inner = CASES[name].branches[0]
-    hit = [gain != 0 for gain in gains[inner]]
+    hit = [gain != 0 for gain in gains[spoiled]]
     if name == "nested":
-        hit = [on and outer != 0 for on, outer in zip(hit, gains["block"], strict=True)]
+        hit = [on and outer != 0 for on, outer in zip(hit, gains["model"], strict=True)]
     finite = output.flatten(1).isfinite().all(1)
     assert finite.tolist() == [not one for one in hit]
     assert 0 < int(finite.sum()) < 6
@@ -323,21 +349,6 @@ def test_a_specialized_network_holds_nothing_of_a_skipped_branch(name: str) -> N
 # -- layers: decision nets ---------------------------------------------------------------------------
 
 
-def stirred(dyn: dc.DynamicModel, inputs: tuple[Tensor, ...], seed: int = 0) -> dc.DynamicModel:
-    """A copy whose decision nets are random and say "off" of about half of the rows."""
-    dyn = copy.deepcopy(dyn)
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in dyn.named_parameters():
-            if name.startswith("dyn.gates."):
-                parameter.copy_(torch.randn(parameter.shape, generator=random))
-        for choice in dyn.gated:  # in order: later features depend on earlier decisions
-            logits = dyn.record(*inputs, policy=dc.Learned()).logits[choice]
-            center = logits.median(0).values - 0.1
-            dyn.get_parameter(f"dyn.gates.{choice}.head.bias").sub_(center)
-    return dyn
-
-
 def gain_by_hand(dyn: dc.DynamicModel, choice: str, features: Tensor) -> Tensor:
     """Mean over positions, one or two linear layers, cut off at 0 and 1."""
     w = {key.rpartition(f"{choice}.")[2]: p for key, p in dyn.named_parameters() if f".{choice}." in key}
@@ -350,7 +361,7 @@ def gain_by_hand(dyn: dc.DynamicModel, choice: str, features: Tensor) -> Tensor:
 def test_gains_come_from_the_input_of_their_block(spec: str) -> None:
     """Row by row: what runs later reads what was decided before."""
     (images,) = source("cnn").args
-    dyn, net = stirred(dynamic("cnn", spec), (images,)), net_of("cnn")
+    dyn, net = undecided(dynamic("cnn", spec), (images,)), net_of("cnn")
     outputs: list[Tensor] = []
     found: list[list[float]] = []
     with torch.no_grad():
@@ -363,7 +374,7 @@ def test_gains_come_from_the_input_of_their_block(spec: str) -> None:
                 found[-1].append(gain)
                 y = part(y, gain)
             outputs.append(net.behind(y, stem))
-    taken = torch.cat(list(record.route.values()), 1)
+    taken = torch.cat([record.route[f"layer.{name}"] for name in "abc"], 1)
     assert torch.allclose(torch.tensor(found), taken, atol=1e-5)
     assert len({tuple(gain == 0 for gain in gains) for gains in found}) > 2
     assert any(0 < gain < 1 for gains in found for gain in gains)
@@ -374,7 +385,7 @@ def test_gains_come_from_the_input_of_their_block(spec: str) -> None:
 def test_what_decision_nets_say_is_carried_out(name: str) -> None:
     """Rows are those of networks by hand, and all that they cost more is the decision nets."""
     one = source(name)
-    dyn = stirred(dynamic(name), one.args)
+    dyn = undecided(dynamic(name), one.args)
     with torch.no_grad():
         output, route = dyn.run(*one.args, policy=dc.Learned())
         gains = {key.removeprefix("layer."): rows.flatten().tolist() for key, rows in route.items()}
@@ -467,11 +478,59 @@ def test_mixed_rows_under_autocast(name: str, execution: Any) -> None:
     assert relative(torch.cat(expected), actual) <= 0.03
 
 
+def test_rows_of_different_widths_skip_different_branches() -> None:
+    """Rows part by width; of those that run together some leave out a branch."""
+    dyn = source("cnn").dynamic(["dsnet(per=block, divisor=1, minimum=1, include=conv1)", LAYERS])
+    widths = {"a": (3, 6, 9, 12), "b": (3, 5, 8, 10), "c": (2, 5, 7, 9)}
+    assert {name: one.sizes for name, one in dyn.program.sized.items()} == {
+        f"{name}.conv1.weight[0]": sizes for name, sizes in widths.items()
+    }
+    columns = {"a": [0, 0, 0, 2, 2, 3], "b": [1, 3, 3, 1, 0, 0], "c": [2, 2, 2, 2, 1, 2]}
+    gains = drawn("cnn", seed=5)
+    route = layers(gains) | {f"width.{name}": torch.eye(4)[at] for name, at in columns.items()}
+    outputs: list[Tensor] = []
+    with torch.no_grad():
+        for i, image in enumerate(source("cnn").args[0].split(1)):
+            cut: dict[str, Any] = {}
+            sizes = [widths[name][columns[name][i]] for name in "abc"]
+            for name, size in zip("abc", sizes, strict=True):
+                kept = range(size)
+                cut |= {f"{name}.conv1.": (kept,), f"{name}.norm1.": (kept,)}
+                cut |= {f"{name}.conv2.weight": (None, kept)}
+            net = narrowed(gating_nets.Cnn(*sizes), state_of(net_of("cnn")), cut).eval()
+            outputs.append(by_hand(net, (image,), row(gains, i)))
+            one = {key: rows[i : i + 1] for key, rows in route.items()}
+            counted = count_macs(lambda net=net, image=image, i=i: by_hand(net, (image,), row(gains, i)))
+            assert dyn.macs(one).tolist() == [counted]
+        for execution in ("sparse", "dense"):
+            policy = dc.Forced(route)
+            actual = dyn.record(*source("cnn").args, policy=policy, execution=execution).output
+            assert relative(torch.cat(outputs), actual) <= TOLERANCE, execution
+    assert count_macs(lambda: dyn.run(*source("cnn").args, policy=dc.Forced(route))) == float(
+        dyn.macs(route).sum()
+    )
+
+
+def test_what_ran_in_inference_mode_can_be_trained_afterwards() -> None:
+    """Indices are worked out once and kept; sizes are such that no other test has asked for them."""
+    torch.manual_seed(6)
+    net, x = gating_nets.SequenceFirst((23, 29)).eval(), torch.randn(6, 5, 6)
+    dyn = Subject(net, (x,), {}).dynamic("lcnet(block=3)")
+    with torch.inference_mode():
+        route = dyn.run(x, policy=dc.Sampled(0, per_sample=True))[1]
+    route = {name: rows.clone() for name, rows in route.items()}
+    for execution in ("sparse", "dense"):
+        dyn.zero_grad()
+        dyn.record(x, policy=dc.Forced(route), execution=execution).output.square().sum().backward()
+        used = [p.grad for name, p in dyn.named_parameters() if not name.startswith("dyn.")]
+        assert all(grad is not None and bool(grad.isfinite().all()) for grad in used), execution
+
+
 def test_a_choice_that_nobody_asks_is_recorded_all_the_same() -> None:
     """The inner branch of rows that all skip the outer one."""
     dyn = dynamic("nested")
     with torch.no_grad():
-        route = dyn.run(*source("nested").args, policy=dc.Forced(layers({"block": [0.0]})))[1]
+        route = dyn.run(*source("nested").args, policy=dc.Forced(layers({"model": [0.0]})))[1]
     assert {name: rows.shape for name, rows in route.items()} == dict.fromkeys(dyn.choices, (6, 1))
 
 
@@ -523,6 +582,30 @@ def test_sums_that_are_no_branches_say_why() -> None:
     assert all("forward" in one.line or "y" in one.line for one in plan.rejections)
 
 
+class Elsewhere(nn.Module):
+    """What is added, [B, C], meets rows that lie in another axis, [N, B, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.head = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).relu()
+        y = (y + self.one(y)).transpose(0, 1)
+        y = y + self.two(y.mean(0))
+        return self.head(y.relu().transpose(0, 1))
+
+
+def elsewhere() -> tuple[nn.Module, Tensor]:
+    return Elsewhere(), torch.randn(3, 4, 8)
+
+
+def test_a_branch_whose_rows_lie_elsewhere_is_no_choice() -> None:
+    dyn = subject(elsewhere).dynamic(LAYERS)
+    assert list(dyn.choices) == ["layer.one"]
+    assert "has no samples along the axis that the sum has them in" in _reasons(dyn)["two"]
+
+
 def test_a_network_without_branches_has_nothing_to_skip() -> None:
     with pytest.raises(dc.NoSiteError, match="layers: the network has no residual branch"):
         subject(handmade.plain_cnn).dynamic(LAYERS)
@@ -552,7 +635,7 @@ def test_a_second_application_does_not_decide_again() -> None:
     with pytest.raises(dc.NoSiteError, match=r"choice 'channels\.a\.conv1' picks its positions already"):
         source("cnn").dynamic(["lcnet(layers=False)", "lcnet(layers=False, name=again)"])
     with pytest.raises(dc.SpecError, match=r"there is a choice named 'layer\.a' already"):
-        source("cnn").dynamic(["lcnet(channels=False, include='^a')", "lcnet(channels=False)"])
+        source("cnn").dynamic(["dsnet(gate=False, divisor=1, minimum=1, name='layer.a')", LAYERS])
 
 
 def test_a_second_application_takes_what_is_left() -> None:

@@ -62,17 +62,40 @@ class Attention(nn.Module):
         return x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
-CASES: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
-    "plain": (Plain, (2, 3, 6, 6)),
-    "grouped": (Grouped, (2, 3, 4, 4)),
-    "attention": (Attention, (2, 5, 8)),
+class Residual(nn.Module):
+    """Two branches: one that a ReLU follows, one on what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.last = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = (x + self.down(self.up(x).relu())).relu()
+        return self.head(x + self.last(x))
+
+
+SLICED = "dsnet(gate=False, ratios=(0.5, 1.0), divisor=1, minimum=1)"
+CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
+    "plain": (Plain, (2, 3, 6, 6), SLICED),
+    "grouped": (Grouped, (2, 3, 4, 4), SLICED),
+    "attention": (Attention, (2, 5, 8), SLICED),
+    "layers": (Residual, (2, 3), "lcnet(channels=False)"),
+    "channels": (Residual, (2, 3), "lcnet(layers=False, block=4)"),
+    "depth": (
+        Residual,
+        (2, 3),
+        "dsnet(gate=False, ratios=(0.5, 1.0), divisor=1, minimum=1, depth=(0.5, 1.0))",
+    ),
 }
 
 
 def _programs(name: str) -> tuple[Program, Program]:
-    build, shape = CASES[name]
+    build, shape, spec = CASES[name]
     before = capture(build(), (torch.randn(shape),))
-    spec = "dsnet(gate=False, ratios=(0.5, 1.0), divisor=1, minimum=1)"
     return before, apply_passes(before, parse_specs(spec, {}))
 
 

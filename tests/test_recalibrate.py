@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
+from torch.nn import functional as F
 
 import dyncompile as dc
 from dyncompile.deploy.recalibrate import recalibrate
@@ -39,6 +40,24 @@ class WithDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.drop(self.norm1(self.first(x)).relu())
         return self.head(self.norm2(self.second(y)).relu())
+
+
+def test_statistics_inside_a_branch_are_those_of_the_samples_that_run_it() -> None:
+    dyn = residual("lcnet(channels=False)").eval()
+    x = data(40)
+    with torch.no_grad():
+        stem = F.conv2d(x, dyn.get_parameter("conv.weight"), dyn.get_parameter("conv.bias"), padding=1)
+        entry = torch.relu(F.batch_norm(stem, None, None, training=True))
+        means = entry.mean((1, 2, 3))
+        between = means.sort().values[19:21].mean()  # the first branch runs for half of the samples
+        gate = dyn.get_parameter("dyn.gates.layer.a.head.weight")
+        gate.fill_(1 / gate.shape[1])
+        dyn.get_parameter("dyn.gates.layer.a.head.bias").copy_(-between)
+        every = F.conv2d(entry, dyn.get_parameter("a.conv1.weight"), padding=1)
+    recalibrate(dyn, batches(x, 40))
+    found = dyn.get_buffer("a.norm1.running_mean")
+    assert torch.allclose(found, every[means > between].mean((0, 2, 3)), atol=1e-5)
+    assert not torch.allclose(found, every.mean((0, 2, 3)), atol=1e-3)
 
 
 def data(count: int, seed: int = 0) -> Tensor:

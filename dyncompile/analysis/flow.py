@@ -294,6 +294,16 @@ def _aliases(node: fx.Node) -> bool:
     return stated or op_name(node) in _MAY_ALIAS
 
 
+def memory_of(graph: fx.Graph, passed_on: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Each node's memory, by the node that made it; nodes in `passed_on` may give that of another node."""
+    origin: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        read = node.all_input_nodes
+        source = read[0] if read and _aliases(node) else passed_on.get(node)
+        origin[node] = origin[source] if source is not None else node
+    return origin
+
+
 def _written(node: fx.Node) -> Iterator[fx.Node]:
     schema = schema_of(node.target)
     for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):

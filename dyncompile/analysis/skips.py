@@ -8,12 +8,12 @@ Bodies nest, and they hold neither decisions nor decision nets: these run for ev
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
-from dyncompile.analysis.flow import Flow
+from dyncompile.analysis.flow import Flow, memory_of
 from dyncompile.runtime import ops
 
 _RECTIFIERS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
@@ -36,6 +36,7 @@ class Skip:
         alpha: factor of the branch in the sum.
         rewritten: which of `exit` and `last` something writes into later.
         positive: whether `kept` is a rectifier's output, which a rectifier leaves as it is.
+        dying: whether nothing reads the memory of `kept` afterwards, so that the sum may take it.
         condition: when it runs.
     """
 
@@ -49,6 +50,7 @@ class Skip:
     rewritten: frozenset[fx.Node]
     positive: bool
     condition: Condition
+    dying: bool = False
 
 
 def find_skips(graph: fx.Graph) -> list[Skip]:
@@ -57,7 +59,25 @@ def find_skips(graph: fx.Graph) -> list[Skip]:
     if not multiplied:
         return []
     flow = Flow.of(graph, ops.DECISIONS)
-    return [found for node in multiplied for found in _skip(flow, node)]
+    found = [skip for node in multiplied for skip in _skip(flow, node)]
+    dying = _dying(flow, graph, found)
+    return [replace(skip, dying=skip.last in dying) for skip in found]
+
+
+def _dying(flow: Flow, graph: fx.Graph, skips: list[Skip]) -> set[fx.Node]:
+    """Ends of branches after which nothing reads the memory of what was kept, and which the network made."""
+    memory = memory_of(graph, {skip.last: skip.kept for skip in skips})
+    used: dict[fx.Node, list[tuple[int, int]]] = {}
+    for node in graph.nodes:
+        last = max((flow.order[user] for user in flow.users.get(node, ())), default=-1)
+        used.setdefault(memory[node], []).append((flow.order[node], last))
+    found = set[fx.Node]()
+    for skip in skips:
+        source = memory[skip.kept]
+        earlier = [last for made, last in used[source] if made < flow.order[skip.exit]]
+        if source.op == "call_function" and max(earlier) <= flow.order[skip.exit]:
+            found.add(skip.last)
+    return found
 
 
 def _skip(flow: Flow, node: fx.Node) -> Iterator[Skip]:

@@ -1,5 +1,8 @@
 """Estimate batch-norm statistics anew, for every column of the choices that have private ones.
 
+Where decision nets skip branches and channels, statistics are shared by all routes, and those of a branch are
+estimated from the samples that it runs for.
+
 Statistics gathered in training are averages over weights that have moved on, and narrow networks were seen in
 fewer steps. Recalibration (Universally Slimmable Networks, ICCV 2019; DS-Net does it after its first stage)
 runs the final weights once more:
@@ -14,10 +17,10 @@ statistic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, fx
@@ -26,15 +29,21 @@ from torch.nn import functional as F
 from dyncompile.analysis.dims.call import bind
 from dyncompile.errors import InputError, SpecError
 from dyncompile.gate import without_gates
+from dyncompile.policies import Learned
 from dyncompile.processes import total
-from dyncompile.program import POLICY, Decision
+from dyncompile.program import POLICY, SWITCHES, Decision, copy_graph
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import compile_graph
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.segments import cut
+from dyncompile.runtime.sparse import SparseRun
 from dyncompile.state import STATE_PREFIX, state_tensors
 
 if TYPE_CHECKING:
     from dyncompile.train.phase import Batch
+
+_ENOUGH = 100
+"""Values per channel from which on learned routes give a norm new statistics."""
 
 Columns = Mapping[str, int]
 """Choice name -> column."""
@@ -45,8 +54,9 @@ def recalibrate(dyn: DynamicModel, batches: Iterable[Batch], *, limit: int = 100
     """Reset and estimate the running statistics of every uniform column (all choices at the same one).
 
     Other choices run at full capacity. The source's own statistics, which are those of the full columns, are
-    left alone, so that the model still equals its source there. On several processes each gives its own
-    batches, and all get the statistics of all samples.
+    left alone, so that the model still equals its source there; only where learned gains or bits decide what
+    runs, they become those of the learned routes. On several processes each gives its own batches, and all
+    get the statistics of all samples.
 
     Args:
         dyn: any dynamic model; nothing happens where no norm has private statistics (layer norms).
@@ -66,6 +76,10 @@ def recalibrate(dyn: DynamicModel, batches: Iterable[Batch], *, limit: int = 100
     tensors = state_tensors(dyn.program.state)
     for columns, wanted in _rounds(dyn, sites, full):
         for name, value in _statistics(dyn, columns, wanted, islice(again, limit)).items():
+            tensors[name].copy_(value)
+    if any(dyn.choices[name].domain in SWITCHES for name in dyn.priced.intersection(dyn.gated)):
+        shared = [site for site in sites if site.choice is None]
+        for name, value in _learned(dyn, shared, islice(again, limit)).items():
             tensors[name].copy_(value)
 
 
@@ -159,24 +173,33 @@ class _Probe:
         count = x.numel() // x.shape[1]
         self.sums[self._names[node]] += torch.cat([mean, variance + mean**2, torch.ones(1).double()]) * count
 
+    @property
+    def norm(self) -> Callable[..., Tensor]:
+        """A function that graphs can call in the place of a norm."""
 
-def observed_norm(
-    probe: Any, node: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """Batch norm [B, C, ...] by the statistics of `x` itself; the probe sees `x`."""
-    probe.note(node, x)
-    return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+        def observed_norm(
+            node: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        ) -> Tensor:
+            """Batch norm [B, C, ...] by the statistics of `x` itself, which the probe sees.
+
+            A lone value per channel has no variance: it goes through unscaled and is not counted.
+            """
+            if x.numel() <= x.shape[1]:
+                return x
+            self.note(node, x)
+            return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+
+        return observed_norm
 
 
-def _observing(graph: fx.Graph, sites: Sequence[_Site]) -> fx.Graph:
+def _observing(graph: fx.Graph, sites: Sequence[_Site], probe: _Probe) -> fx.Graph:
     """The graph with the norms at `sites` on batch statistics."""
-    policy = next(node for node in graph.nodes if node.op == "placeholder" and node.target == POLICY)
-    wanted = {site.node for site in sites}
+    wanted, norm = {site.node for site in sites}, probe.norm
     for node in list(graph.nodes):
         if node.name in wanted:
             a = bind(node)
-            node.target = observed_norm
-            node.args = (policy, node.name, a["input"], a["weight"], a["bias"], a["eps"])
+            node.target = norm
+            node.args = (node.name, a["input"], a["weight"], a["bias"], a["eps"])
             node.kwargs = {}
     graph.eliminate_dead_code()
     return graph
@@ -186,20 +209,45 @@ def _statistics(
     dyn: DynamicModel, columns: Columns, sites: Sequence[_Site], batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
     """New statistics by state name, from one round over the batches of all processes."""
-    graph = _observing(without_gates(dyn.program.graphs["eval"]), sites)
-    forward = compile_graph(graph, "recalibration", dyn.program.state)
     probe, signature = _Probe(dyn, columns, sites), dyn.program.signature
+    graph = _observing(without_gates(dyn.program.graphs["eval"]), sites, probe)
+    forward = compile_graph(graph, "recalibration", dyn.program.state)
     for batch in batches:
         flat = signature.flatten(batch.args, batch.kwargs)
         probe.rows = torch.arange(signature.rows(flat))
         if len(probe.rows) > 1:
             forward(probe, *flat)
+    found: dict[str, Tensor] = {}
+    for names, sums in _over_all(probe):
+        found.update(zip(names, _moments(sums), strict=True))
+    return found
+
+
+def _learned(dyn: DynamicModel, sites: Sequence[_Site], batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """New statistics by state name along the learned routes; norms that few samples reach keep theirs."""
+    if not sites:
+        return {}
+    probe, signature = _Probe(dyn, {}, sites), dyn.program.signature
+    graph = _observing(copy_graph(dyn.program.graphs["eval"]), sites, probe)
+    types = dyn.facts.dims.graphs["eval"].types
+    segments = cut(graph, types, dyn.program)
+    inputs = [node.name for node in graph.nodes if node.op == "placeholder" and node.target != POLICY]
+    for batch in batches:
+        flat = signature.flatten(batch.args, batch.kwargs)
+        run = SparseRun(segments, types, dyn.choices)
+        run.run(dict(zip(inputs, flat, strict=True)), signature.rows(flat), Learned(), {})
+    found: dict[str, Tensor] = {}
+    for names, sums in _over_all(probe):
+        if float(sums[-1]) >= _ENOUGH:
+            found.update(zip(names, _moments(sums), strict=True))
+    return found
+
+
+def _over_all(probe: _Probe) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """Names of statistics and their sums over all processes."""
     sums = total(torch.cat(list(probe.sums.values())))
     parts = torch.split(sums, [len(one) for one in probe.sums.values()])  # pyright: ignore
-    found: dict[str, Tensor] = {}
-    for names, part in zip(probe.sums, cast("Sequence[Tensor]", parts), strict=True):
-        found.update(zip(names, _moments(part), strict=True))
-    return found
+    yield from zip(probe.sums, cast("Sequence[Tensor]", parts), strict=True)
 
 
 def _moments(sums: Tensor) -> tuple[Tensor, Tensor]:

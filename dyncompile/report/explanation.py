@@ -9,6 +9,7 @@ import torch
 
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.macs import covered, evaluate
+from dyncompile.analysis.skips import find_skips
 from dyncompile.gate import Gate
 from dyncompile.plan import Plan, Site
 from dyncompile.policies import Smallest
@@ -166,13 +167,19 @@ def _source(dyn: DynamicModel) -> Source:
 def _coverage(facts: Facts, program: Program) -> Coverage:
     macs = evaluate(facts.macs.path, {})
     total = sum(facts.parameters.values())
-    sized = set(program.sized)
-    controlled = sum(n for name, n in facts.parameters.items() if sized & set(facts.elastics_of(name)))
+    moving = {*program.sized, *program.picked}
+    skipped = {node for skip in find_skips(program.graphs["eval"]) for node in skip.body}
+    names, reads = {n.name for n in skipped}, {str(n.target) for n in skipped if n.op == "get_attr"}
+    controlled = sum(
+        n for name, n in facts.parameters.items() if name in reads or moving & set(facts.elastics_of(name))
+    )
+    costs = facts.macs.nodes.items()
+    decided = sum(evaluate(cost, {}) if node in names else covered(cost, moving) for node, cost in costs)
     return Coverage(
         elastic_parameters=facts.covered_parameters,
         elastic_macs=_share(covered(facts.macs.path, facts.dims.elastic), macs),
         controlled_parameters=_share(controlled, total),
-        controlled_macs=_share(covered(facts.macs.path, sized), macs),
+        controlled_macs=_share(decided, macs),
     )
 
 
@@ -204,14 +211,23 @@ def _columns(dyn: DynamicModel, choice: Choice) -> Iterator[Column]:
     """Every column of a one-hot choice; the two ends of any other."""
     whole = dyn.facts.narrowed_numel({})
     if choice.domain is not Domain.ONE_HOT:
-        for label, row in (("smallest", choice.smallest), ("full", choice.full)):
-            yield Column(label, _macs_share(dyn, choice, row), 1.0)
+        left = _share(_needed(dyn, choice), whole)
+        for label, row, share in (("smallest", choice.smallest, left), ("full", choice.full, 1.0)):
+            yield Column(label, _macs_share(dyn, choice, row), share)
         return
     for i in range(choice.width):
         widths = {name: s.sizes[i] for name, s in dyn.program.sized.items() if s.choice == choice.name}
         label = choice.labels[i] if choice.labels else str(i)
         parameters = _share(dyn.facts.narrowed_numel(widths), whole)
         yield Column(label, _macs_share(dyn, choice, choice.row(i)), parameters)
+
+
+def _needed(dyn: DynamicModel, choice: Choice) -> int:
+    """Parameter elements that are left where nothing is on: no body of a branch, one block of channels."""
+    picked = {name: one.block for name, one in dyn.program.picked.items() if one.choice == choice.name}
+    skips = [s for s in find_skips(dyn.program.graphs["eval"]) if s.condition[0] == choice.name]
+    reads = {str(node.target) for skip in skips for node in skip.body if node.op == "get_attr"}
+    return dyn.facts.narrowed_numel(picked) - sum(dyn.facts.parameters.get(name, 0) for name in reads)
 
 
 def _macs_share(dyn: DynamicModel, choice: Choice, row: tuple[float, ...]) -> float:

@@ -89,7 +89,7 @@ def _passes(one: Explanation) -> Iterator[Row]:
 def _coverage(one: Explanation) -> Iterator[Row]:
     cover = one.coverage
     yield Row(("touched by an elastic dim", percent(cover.elastic_parameters), percent(cover.elastic_macs)))
-    yield Row(("resized by a choice", percent(cover.controlled_parameters), percent(cover.controlled_macs)))
+    yield Row(("decided by a choice", percent(cover.controlled_parameters), percent(cover.controlled_macs)))
 
 
 def _choices(one: Explanation, *, verbose: bool) -> Iterator[Row]:

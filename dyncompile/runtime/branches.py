@@ -39,6 +39,7 @@ class Branch:
         rectified: a ReLU follows, which is part of this.
         owned: something writes into the result later, so it must not be the memory of `kept`.
         positive: `kept` is the output of a ReLU, which another leaves as it is.
+        dying: nothing reads `kept` afterwards: without gradients the sum takes its memory.
         kept: type of the other operand.
         takes: types of what the body reads.
     """
@@ -50,6 +51,7 @@ class Branch:
     rectified: bool
     owned: bool
     positive: bool
+    dying: bool
     kept: Type
     takes: tuple[Type, ...]
 
@@ -78,7 +80,7 @@ class Branch:
         ]
         (output,) = self.body(policy.narrowed(rows), *some)
         output = ops.times(output, gains[rows], axis)
-        return self._rectified(_added(kept, axis, rows.to(kept.device), output, len(gains), self.alpha))
+        return self._added(kept, axis, rows.to(kept.device), output, len(gains))
 
     def _kept(self, kept: Tensor) -> Tensor:
         """What is left where no row needs the branch."""
@@ -92,14 +94,26 @@ class Branch:
         return torch.add(kept, output, alpha=self.alpha)
 
     def _rectified(self, total: Tensor) -> Tensor:
-        """`total` is new memory; with gradients in-place ReLU is as good as any, since a sum needs no values."""
+        """`total` is new memory, and the gradient of a sum needs none of its values."""
         return total.relu_() if self.rectified else total
 
-
-def _added(kept: Tensor, axis: int, rows: Tensor, output: Tensor, count: int, alpha: float) -> Tensor:
-    """A copy of `kept` with `output` added to some of its `count` rows, which lie outermost in `axis`."""
-    if kept.shape[axis] == count:
-        return kept.index_add(axis, rows, output, alpha=alpha)
-    by_row = torch.unflatten(kept, axis, (count, -1))
-    some = torch.unflatten(output, axis, (len(rows), -1))
-    return by_row.index_add(axis, rows, some, alpha=alpha).flatten(axis, axis + 1)
+    def _added(self, kept: Tensor, axis: int, rows: Tensor, output: Tensor, count: int) -> Tensor:
+        """`kept` with `output` added to some of its `count` rows, which lie outermost in `axis`."""
+        wide = torch.promote_types(kept.dtype, output.dtype)  # autocast leaves the two sides different
+        kept, output = kept.to(wide), output.to(wide)
+        by_row = kept if kept.shape[axis] == count else torch.unflatten(kept, axis, (count, -1))
+        shape = list(kept.shape)
+        shape[axis] = shape[axis] // count * len(rows)
+        some = output.expand(shape)  # a branch may be broadcast against what it is added to
+        if by_row is not kept:
+            some = torch.unflatten(some, axis, (len(rows), -1))
+        if torch.is_grad_enabled():
+            total = self._rectified(by_row.index_add(axis, rows, some, alpha=self.alpha))
+        else:
+            total = by_row if self.dying and by_row.is_contiguous() else by_row.clone()
+            total.index_add_(axis, rows, some, alpha=self.alpha)
+            if self.rectified and self.positive:  # the other rows are as a ReLU left them
+                total.index_copy_(axis, rows, total.index_select(axis, rows).relu_())
+            elif self.rectified:
+                total.relu_()
+        return total if kept.shape[axis] == count else total.flatten(axis, axis + 1)

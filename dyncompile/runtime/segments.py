@@ -218,6 +218,7 @@ class _Piece:
             rectified=skip.last is not skip.exit,
             owned=skip.last in skip.rewritten,
             positive=skip.positive,
+            dying=skip.dying,
             kept=types.get(skip.kept.name),
             takes=tuple(types.get(node.name) for node in taken),
         )

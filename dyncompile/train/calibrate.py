@@ -28,12 +28,11 @@ from torch import Tensor, nn
 from dyncompile.errors import InputError
 from dyncompile.policies import Learned
 from dyncompile.processes import mean_over_all
-from dyncompile.program import Choice, Domain
+from dyncompile.program import SWITCHES, Choice, Domain
 from dyncompile.runtime.model import DynamicModel, Record
 from dyncompile.state import GATES
 from dyncompile.train.columns import (
     COLUMNS,
-    SWITCHES,
     check_target,
     column_shares,
     evaluating,

@@ -17,9 +17,6 @@ from dyncompile.train.phase import Moment
 COLUMNS = (Domain.ONE_HOT,)
 """Domains whose rows pick one of several columns."""
 
-SWITCHES = (Domain.GAINS, Domain.BITS)
-"""Domains whose columns are on or off, each by itself."""
-
 _ACTS = {
     Domain.ONE_HOT: "picks one of several columns",
     Domain.GAINS: "scales parts and switches them off",

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from dyncompile.errors import InputError, SpecError
 from dyncompile.policies import Learned
-from dyncompile.program import Choice, Domain
+from dyncompile.program import SWITCHES, Choice, Domain
 from dyncompile.train.beta import LARGEST, beta_cdf
-from dyncompile.train.columns import SWITCHES, gate_logits, learned_choices
+from dyncompile.train.columns import gate_logits, learned_choices
 from dyncompile.train.phase import Moment
 
 _STEEPNESS = 4.0
