@@ -164,6 +164,9 @@ ELSEWHERE = {
     "narrowed": "inserted by passes: composed passes are in `test_slicing`",
     "picked": "as above",
     "untyped": "as above",
+    "weighted": "inserted by lcnet: `test_gating` has networks with it",
+    "columns": "as above",
+    "scaled": "as above",
 }
 
 

@@ -143,7 +143,7 @@ def test_drnet_names_both_papers(text: str) -> None:
     [
         (["dsnet", "dsnet"], {"per": "dim"}, "fields ['per'] are given next to"),
         ([], {}, "no method is given"),
-        ("dsnet", {"pre": "dim"}, "dsnet has no field 'pre'; did you mean 'per'?"),
+        ("dsnet", {"pr": "dim"}, "dsnet has no field 'pr'; did you mean 'per'?"),
         ("dsnet", {"ratios": (2.0,)}, "ratios must lie in (0, 1], got [2.0]"),
     ],
 )

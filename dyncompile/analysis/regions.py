@@ -80,7 +80,7 @@ class Regions:
 def find_regions(graph: fx.Graph, decisions: Collection[Target] = ()) -> Regions:
     """Branches, refusals and trunk of `graph`; nodes whose target is in `decisions` carry no data.
 
-    A value that a decision reads is needed by it all the same: a body holds it only along with the decision.
+    No body holds a decision: it is taken whether or not what it steers runs, and what it reads is needed.
     """
     flow = Flow.of(graph, decisions)
     found: dict[fx.Node, _Found] = {}
