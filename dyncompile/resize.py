@@ -27,7 +27,7 @@ from dyncompile.analysis.dims.algebra import (
 from dyncompile.analysis.dims.call import Given, Rewrite, Size, TensorType, bind
 from dyncompile.analysis.dims.facts import GraphDims
 from dyncompile.runtime import ops
-from dyncompile.torchlib import is_several, items, nodes_in, schema_of
+from dyncompile.torchlib import is_several, is_symbolic, items, nodes_in, schema_of
 
 aten = torch.ops.aten
 Extent = int | fx.Node
@@ -278,7 +278,7 @@ def _updates_statistics(node: fx.Node) -> bool:
 def leading_symbol(node: fx.Node) -> Any:
     """The symbolic size of a value's first axis (the batch of an input); None where it is a number."""
     value = node.meta.get("val")
-    if isinstance(value, Tensor) and value.dim() > 0 and isinstance(value.shape[0], torch.SymInt):
+    if isinstance(value, Tensor) and value.dim() > 0 and is_symbolic(value.shape[0]):
         return value.shape[0]
     return None
 

@@ -7,7 +7,7 @@ what their nodes are called, stays in here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from dyncompile.analysis.points import Point
 from dyncompile.analysis.sums import Sums
 from dyncompile.errors import SpecError
 from dyncompile.gate import Gate, insert_head, insert_pooling, insert_trunk
+from dyncompile.inline import capture_like, copy_nodes, state_name
 from dyncompile.plan import Gained, Plan
 from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Sized, copy_graph
 from dyncompile.resize import Resizer, leading_symbol, restore_reads
@@ -93,8 +94,12 @@ class Editor:
 
     def _like_source(self, value: Tensor) -> Tensor:
         """On the source's device and in its dtype, as a parameter."""
-        like = next(p for p in self._state.parameters() if p.is_floating_point())
-        return nn.Parameter(value.detach().to(like.device, like.dtype))
+        return nn.Parameter(value.detach().to(self._home.device, self._home.dtype))
+
+    @property
+    def _home(self) -> Tensor:
+        """A parameter of the source: what is added lies where it does, in its dtype."""
+        return next(p for p in self._state.parameters() if p.is_floating_point())
 
     def _last_ungated(self, mode: Mode) -> fx.Node | None:
         decisions = [node for (other, _), node in self._decisions.items() if other == mode]
@@ -116,6 +121,32 @@ class Editor:
         put_state(self._state, target, value)
         self._tensors[target] = value
         return target
+
+    def insert(
+        self, module: nn.Module, prefix: str, inputs: Mapping[Mode, Sequence[fx.Node]]
+    ) -> dict[Mode, tuple[fx.Node, ...]]:
+        """Insert a network after the values that it reads; its flat outputs in each graph.
+
+        Args:
+            module: captured like a source, in the source's dtype; it stays as it is.
+            prefix: its state is called ``dyn.<prefix>.<name>``.
+            inputs: the nodes that it reads in each graph, in the order of its arguments.
+
+        Raises:
+            CaptureError: the module cannot be traced on values of these shapes.
+        """
+        home = self._home
+        own = capture_like(module, [node.meta["val"] for node in inputs["eval"]], home)
+        saved = set(own.state.state_dict())
+        for name, value in state_tensors(own.state).items():
+            target = state_name(prefix, name)
+            put_state(self._state, target, value, persistent=name in saved)
+            self._tensors[target] = value
+        self._stale = True
+        return {
+            mode: copy_nodes(own.graphs[mode], graph, inputs[mode], prefix, self._tensors.__getitem__)
+            for mode, graph in self._graphs.items()
+        }
 
     def gain(self, gained: Iterable[Gained]) -> None:
         """Let choices scale what branches add; at gain 0 nothing of a branch need run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -50,7 +50,9 @@ def nodes_in(value: Any) -> list[fx.Node]:
     return found
 
 
-def fake_copy(target: Any, args: tuple[Any, ...], like: Tensor) -> Any:
+def fake_copy(
+    target: Any, args: tuple[Any, ...], like: Tensor, kwargs: Mapping[str, Any] | None = None
+) -> Any:
     """What `target` gives for node arguments, computed on abstract values only; `like` is one of these."""
     mode = cast(Any, like).fake_mode
 
@@ -63,7 +65,7 @@ def fake_copy(target: Any, args: tuple[Any, ...], like: Tensor) -> Any:
         )
 
     with mode, torch.no_grad():
-        return target(*map_nodes(args, abstract))
+        return target(*map_nodes(args, abstract), **map_nodes(dict(kwargs or {}), abstract))
 
 
 def items(value: Any) -> list[Any]:
@@ -79,6 +81,11 @@ def is_several(value: Any) -> bool:
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors among the entries of a node's value."""
     return [entry for entry in items(value) if isinstance(entry, Tensor)]
+
+
+def is_symbolic(size: Any) -> bool:
+    """Whether a size is unknown until the graph runs."""
+    return isinstance(size, torch.SymInt)
 
 
 def symbolic_int(value: torch.SymInt) -> Any:

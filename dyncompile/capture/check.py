@@ -27,7 +27,7 @@ def check_inputs(model: nn.Module, flat: Sequence[Any]) -> None:
             f"the model is spread over several devices: {sorted(map(str, devices))}",
             fix="move it to one device first",
         )
-    (home,) = devices
+    home = next(iter(devices), tensors[0].device)
     away = sorted({str(t.device) for t in tensors if t.device != home})
     if away:
         raise CaptureError(
