@@ -275,7 +275,7 @@ class DynamicModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
         from dyncompile.rewrite import copy_program
 
-        new = DynamicModel(copy_program(self.program, memo))
+        new = type(self)(copy_program(self.program, memo))
         memo[id(self)] = new
         new.policy = self.policy
         return new.train(self.training)
