@@ -46,8 +46,8 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "resnet": Effort(source=8, base=8, gates=2, rate=1e-2, shift=0),
-    "vit": Effort(source=6, base=6, gates=2, rate=2e-3, batch=64, shift=0),
+    "resnet": Effort(source=8, base=8, gates=5, rate=1e-2, shift=0),
+    "vit": Effort(source=6, base=6, gates=5, rate=2e-3, batch=64, shift=0),
 }
 
 
@@ -79,7 +79,7 @@ class Method:
         return first, replace(whole, phases=whole.phases[self.shared :])
 
 
-_GATE_RATE = 1e-2
+_GATE_RATE = 3e-3
 
 
 def _dsnet(effort: Effort, target: float, supervision: Supervision = "try_best") -> Recipe:
