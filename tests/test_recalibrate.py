@@ -60,6 +60,21 @@ def test_statistics_inside_a_branch_are_those_of_the_samples_that_run_it() -> No
     assert not torch.allclose(found, every.mean((0, 2, 3)), atol=1e-3)
 
 
+def test_channels_that_no_sample_keeps_stay_as_they_were() -> None:
+    dyn = residual("lcnet(layers=False)").eval()
+    x = data(60)
+    name = next(one for one in dyn.choices if "a.conv1" in one)
+    before = dyn.get_buffer("a.norm1.running_mean").clone()
+    with torch.no_grad():
+        dyn.get_parameter(f"dyn.gates.{name}.head.bias")[1] = -1
+        stem = F.conv2d(x, dyn.get_parameter("conv.weight"), dyn.get_parameter("conv.bias"), padding=1)
+        entry = torch.relu(F.batch_norm(stem, None, None, training=True))
+        expected = F.conv2d(entry, dyn.get_parameter("a.conv1.weight"), padding=1).mean((0, 2, 3))
+    expected[1] = before[1]
+    recalibrate(dyn, batches(x, 60))
+    assert torch.allclose(dyn.get_buffer("a.norm1.running_mean"), expected, atol=1e-5)
+
+
 def data(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 + 1
 

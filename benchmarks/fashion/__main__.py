@@ -21,14 +21,14 @@ from benchmarks.fashion.methods import EFFORTS, METHODS, quick
 from benchmarks.fashion.protocol import Run, execute
 from dyncompile.errors import DyncompileError
 
-TARGETS, SEEDS = (0.5, 0.3), (0, 1, 2)
+SEEDS = (0, 1, 2)
 _COLUMNS = 120
 
 
 def main(
     network: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(EFFORTS)}")] = None,
     method: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(METHODS)}")] = None,
-    target: Annotated[list[float] | None, typer.Option(help="share of the source's MACs")] = None,
+    target: Annotated[list[float] | None, typer.Option(help="share of the source's MACs; by method")] = None,
     seed: Annotated[list[int] | None, typer.Option()] = None,
     threads: Annotated[
         int, typer.Option(help="of torch; on two cores, two runs with one each are faster")
@@ -74,9 +74,12 @@ def plan(
     if unknown:
         known = f"networks: {', '.join(EFFORTS)}; methods: {', '.join(METHODS)}"
         raise DyncompileError(f"unknown: {', '.join(unknown)}", fix=known)
-    combinations = itertools.product(networks, seeds or SEEDS, methods, targets or TARGETS)
     efforts = {name: quick(EFFORTS[name]) if trial else EFFORTS[name] for name in networks}
-    runs = [Run(n, m, t, s, efforts[n], trial) for n, s, m, t in combinations]
+    runs = [
+        Run(network, method, target, seed, efforts[network], trial)
+        for network, seed, method in itertools.product(networks, seeds or SEEDS, methods)
+        for target in targets or METHODS[method].targets
+    ]
     for run in runs:  # a target that a recipe refuses is refused before anything trains
         METHODS[run.method].recipes(run.effort, run.target)
     return runs

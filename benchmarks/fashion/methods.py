@@ -65,12 +65,14 @@ class Method:
         recipe: what `fit` is given, for an effort and a target share of MACs.
         shared: leading phases of the recipe that do not depend on the target; they are trained once for all.
         base: what these phases are called; methods that agree in spec and shared phases share their training.
+        targets: shares of the source's MACs.
     """
 
     specs: Mapping[str, str]
     recipe: Callable[[Effort, float], Recipe]
     shared: int
     base: str
+    targets: tuple[float, ...] = (0.5, 0.3)
 
     def recipes(self, effort: Effort, target: float) -> tuple[Recipe, Recipe]:
         """What all targets share, and what `target` needs on top."""
@@ -105,7 +107,27 @@ _DSNET = {
     "vit": "dsnet(ratios=(0.4, 0.7, 1.0), depth=(0.4, 0.75, 1.0), divisor=4, minimum=4, hidden=64, start=1)",
 }
 
+
+def _lcnet(effort: Effort, target: float) -> Recipe:
+    """From the trained source: gates alone, then all together, in as many epochs as other methods have."""
+    return dc.recipes.lcnet(
+        target=target,
+        gate_epochs=1,
+        joint_epochs=effort.base + effort.gates - 1,
+        base=Optimization(rate=effort.rate / 2, decay=0.02),
+    )
+
+
+def _lc(fields: str) -> Method:
+    """Layers and channels, or one of them; nothing is shared between targets."""
+    spec = f"lcnet({fields})"
+    return Method({"resnet": spec, "vit": spec}, _lcnet, shared=0, base="lcnet", targets=(0.7, 0.5, 0.3))
+
+
 METHODS: Mapping[str, Method] = {
     "dsnet": Method(_DSNET, _dsnet, shared=1, base="dsnet"),
     "dsnet-worth": Method(_DSNET, _dsnet_worth, shared=1, base="dsnet"),
+    "lcnet": _lc("grid=2"),
+    "lcnet-layers": _lc("channels=False, grid=2"),
+    "lcnet-channels": _lc("layers=False, grid=2"),
 }

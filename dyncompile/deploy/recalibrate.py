@@ -145,10 +145,10 @@ def _rounds(dyn: DynamicModel, sites: Sequence[_Site], full: bool) -> Iterator[t
 
 
 class _Probe:
-    """The graph's `policy` input: one decision for all rows, and sums [2C + 1] of what norms see.
+    """The graph's `policy` input: one decision for all rows, and sums [3, C] of what norms see.
 
-    The sums, by the names of the statistics, are those of x and x^2 per channel and the number of values per
-    channel, in float64. A norm that the network calls twice sees both.
+    The sums, by the names of the statistics, are those of x, of x^2 and of the number of values, per channel,
+    in float64. A norm that the network calls twice sees both.
     """
 
     def __init__(self, dyn: DynamicModel, columns: Columns, sites: Sequence[_Site]) -> None:
@@ -156,8 +156,7 @@ class _Probe:
         self.rows = torch.arange(0)
         self._names = {site.node: site.at(columns) for site in sites}
         self.sums = {
-            names: torch.zeros(2 * len(state[names[0]]) + 1, dtype=torch.float64)
-            for names in self._names.values()
+            names: torch.zeros(3, len(state[names[0]]), dtype=torch.float64) for names in self._names.values()
         }
         self._decisions = _decisions(dyn, columns)
 
@@ -165,20 +164,26 @@ class _Probe:
         """The decision that this round runs at."""
         return self._decisions[name]
 
-    def note(self, node: str, x: Tensor) -> None:
-        """Add the batch `x` [B, C, ...] that a norm sees."""
+    def note(self, node: str, x: Tensor, channels: Tensor | None) -> None:
+        """Add the batch `x` [B, C, ...] that a norm sees; it holds these channels, or the leading ones."""
         axes = [axis for axis in range(x.dim()) if axis != 1]
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         variance, mean = (value.double().cpu() for value in torch.var_mean(wide, axes, correction=0))
-        count = x.numel() // x.shape[1]
-        self.sums[self._names[node]] += torch.cat([mean, variance + mean**2, torch.ones(1).double()]) * count
+        seen = torch.stack([mean, variance + mean**2, torch.ones_like(mean)]) * (x.numel() // x.shape[1])
+        at = torch.arange(x.shape[1]) if channels is None else channels.cpu()
+        self.sums[self._names[node]].index_add_(1, at, seen)
 
     @property
     def norm(self) -> Callable[..., Tensor]:
         """A function that graphs can call in the place of a norm."""
 
         def observed_norm(
-            node: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+            node: str,
+            x: Tensor,
+            weight: Tensor | None,
+            bias: Tensor | None,
+            eps: float,
+            channels: Tensor | None,
         ) -> Tensor:
             """Batch norm [B, C, ...] by the statistics of `x` itself, which the probe sees.
 
@@ -186,7 +191,7 @@ class _Probe:
             """
             if x.numel() <= x.shape[1]:
                 return x
-            self.note(node, x)
+            self.note(node, x, channels)
             return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
 
         return observed_norm
@@ -199,7 +204,9 @@ def _observing(graph: fx.Graph, sites: Sequence[_Site], probe: _Probe) -> fx.Gra
         if node.name in wanted:
             a = bind(node)
             node.target = norm
-            node.args = (node.name, a["input"], a["weight"], a["bias"], a["eps"])
+            mean = a["running_mean"]
+            channels = mean.args[2] if mean.target is ops.take else None
+            node.args = (node.name, a["input"], a["weight"], a["bias"], a["eps"], channels)
             node.kwargs = {}
     graph.eliminate_dead_code()
     return graph
@@ -219,12 +226,17 @@ def _statistics(
             forward(probe, *flat)
     found: dict[str, Tensor] = {}
     for names, sums in _over_all(probe):
+        if float(sums[2].min()) < 2:
+            raise InputError(
+                "recalibration saw no batch with at least two samples",
+                fix="give training batches of two samples or more",
+            )
         found.update(zip(names, _moments(sums), strict=True))
     return found
 
 
 def _learned(dyn: DynamicModel, sites: Sequence[_Site], batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """New statistics by state name along the learned routes; norms that few samples reach keep theirs."""
+    """New statistics by state name along the learned routes; channels that few samples reach keep theirs."""
     if not sites:
         return {}
     probe, signature = _Probe(dyn, {}, sites), dyn.program.signature
@@ -236,29 +248,24 @@ def _learned(dyn: DynamicModel, sites: Sequence[_Site], batches: Iterable[Batch]
         flat = signature.flatten(batch.args, batch.kwargs)
         run = SparseRun(segments, types, dyn.choices)
         run.run(dict(zip(inputs, flat, strict=True)), signature.rows(flat), Learned(), {})
-    found: dict[str, Tensor] = {}
+    tensors, found = state_tensors(dyn.program.state), dict[str, Tensor]()
     for names, sums in _over_all(probe):
-        if float(sums[-1]) >= _ENOUGH:
-            found.update(zip(names, _moments(sums), strict=True))
+        for name, value in zip(names, _moments(sums), strict=True):
+            found[name] = torch.where(sums[2] >= _ENOUGH, value, tensors[name].double().cpu())
     return found
 
 
 def _over_all(probe: _Probe) -> Iterator[tuple[tuple[str, str], Tensor]]:
-    """Names of statistics and their sums over all processes."""
-    sums = total(torch.cat(list(probe.sums.values())))
-    parts = torch.split(sums, [len(one) for one in probe.sums.values()])  # pyright: ignore
+    """Names of statistics and their sums [3, C] over all processes."""
+    sums = total(torch.cat(list(probe.sums.values()), 1))
+    parts = torch.split(sums, [one.shape[1] for one in probe.sums.values()], 1)  # pyright: ignore
     yield from zip(probe.sums, cast("Sequence[Tensor]", parts), strict=True)
 
 
 def _moments(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, unbiased variance) [C] of the sums [2C + 1] of a probe."""
-    count, channels = float(sums[-1]), len(sums) // 2
-    if count < 2:
-        raise InputError(
-            "recalibration saw no batch with at least two samples",
-            fix="give training batches of two samples or more",
-        )
-    mean, square = sums[:channels] / count, sums[channels:-1] / count
+    """(mean, unbiased variance) [C] of the sums [3, C] of a probe; of no meaning below two values."""
+    count = sums[2].clamp(min=2)
+    mean, square = sums[0] / count, sums[1] / count
     return mean, (square - mean**2).clamp(min=0) * count / (count - 1)
 
 
