@@ -12,7 +12,7 @@ from torch import Tensor
 from dyncompile.analysis.macs import Polynomial
 from dyncompile.analysis.skips import Condition, conditions, find_skips
 from dyncompile.errors import RouteError
-from dyncompile.program import Domain, Program, Route
+from dyncompile.program import WEIGHTS, Domain, Program, Route
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Macs:
     """``Macs(program, costs)(route) -> [B]``: MACs per sample, float64, differentiable in the route.
 
     `costs` are polynomials by node name; nodes of a branch that a row skips cost nothing. Exact at one-hot
-    rows; multilinear in between (the expected cost of independent choices). A gain costs by whether it is
-    above 0; its gradient is straight-through: that of the gain itself.
+    rows; multilinear in between (the expected cost of independent choices). A gain, and the weight of an
+    alternative, costs by whether it is above 0; its gradient is straight-through: that of the number itself.
     """
 
     def __init__(self, program: Program, costs: Mapping[str, Polynomial]) -> None:
@@ -82,8 +82,8 @@ class Macs:
 
 
 def _activity(domain: Domain, rows: Tensor) -> Tensor:
-    """Which columns are on: the rows themselves, or whether gains are above 0, straight-through."""
-    if domain is not Domain.GAINS:
+    """Which columns are on: the rows themselves, or whether gains and weights are above 0, straight-through."""
+    if domain not in WEIGHTS:
         return rows
     hard = (rows > 0).to(rows.dtype)
     return hard + (rows - rows.detach()) if rows.requires_grad else hard

@@ -9,7 +9,7 @@ import torch
 
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.macs import covered, evaluate
-from dyncompile.analysis.skips import find_skips
+from dyncompile.analysis.skips import Alternative, find_skips
 from dyncompile.gate import Gate
 from dyncompile.plan import Plan, Site
 from dyncompile.policies import Smallest
@@ -225,9 +225,14 @@ def _columns(dyn: DynamicModel, choice: Choice) -> Iterator[Column]:
 def _needed(dyn: DynamicModel, choice: Choice) -> int:
     """Parameter elements that are left where nothing is on: no body of a branch, one block of channels."""
     picked = {name: one.block for name, one in dyn.program.picked.items() if one.choice == choice.name}
-    skips = [s for s in find_skips(dyn.program.graphs["eval"]) if s.condition[0] == choice.name]
-    reads = {str(node.target) for skip in skips for node in skip.body if node.op == "get_attr"}
+    skips = [s for s in find_skips(dyn.program.graphs["eval"]) if s.choice == choice.name]
+    off = [one for s in skips for one in s.alternatives if not _is_on(one, choice.smallest)]
+    reads = {str(node.target) for one in off for node in one.body if node.op == "get_attr"}
     return dyn.facts.narrowed_numel(picked) - sum(dyn.facts.parameters.get(name, 0) for name in reads)
+
+
+def _is_on(one: Alternative, row: tuple[float, ...]) -> bool:
+    return sum(a * b for a, b in zip(row, one.condition[1], strict=True)) != 0
 
 
 def _macs_share(dyn: DynamicModel, choice: Choice, row: tuple[float, ...]) -> float:
