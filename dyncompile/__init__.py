@@ -9,7 +9,7 @@
 
 from dyncompile.analysis.facts import Facts
 from dyncompile.checkpoint import load, save
-from dyncompile.deploy import specialize
+from dyncompile.deploy import deploy, specialize
 from dyncompile.errors import (
     CaptureError,
     CheckpointError,
@@ -57,6 +57,7 @@ __all__ = [
     "Smallest",
     "SpecError",
     "TrainingError",
+    "deploy",
     "dynamize",
     "fit",
     "load",

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from dyncompile.analysis.macs import Polynomial
+from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.macs import Polynomial, path_nodes, product
 from dyncompile.analysis.skips import Condition, conditions, find_skips
 from dyncompile.errors import RouteError
-from dyncompile.program import WEIGHTS, Domain, Program, Route
+from dyncompile.program import Program, Route, activity
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class _Term:
         for choice, table in self.tables.items():
             total = total * (on[choice] @ table.to(device))
         for choice, sizes, power in self.picked:  # one block stays where none is on, as in execution
-            least = sizes[0] * (on[choice].detach() == 0).all(1)
-            kept = on[choice] @ sizes.to(device) + least.to(device)
+            least = float(sizes[0]) * (on[choice].detach() == 0).all(1)
+            kept = on[choice] @ sizes.to(device) + least
             total = total * kept[:, None] ** power
         for choice, columns in self.runs:
             total = total * (on[choice] @ columns.to(device))[:, None]
@@ -76,17 +77,9 @@ class Macs:
         batch = max((rows.shape[0] for rows in route.values()), default=1)
         device = _device(route)
         rows = {name: value.to(device).expand(batch, -1) for name, value in route.items()}
-        on = {name: _activity(self._choices[name].domain, value.double()) for name, value in rows.items()}
+        on = {name: activity(self._choices[name], value.double()) for name, value in rows.items()}
         none = torch.zeros(batch, dtype=torch.float64, device=device)
         return sum((term.value(on, batch) for term in self._terms), none)
-
-
-def _activity(domain: Domain, rows: Tensor) -> Tensor:
-    """Which columns are on: the rows themselves, or whether gains and weights are above 0, straight-through."""
-    if domain not in WEIGHTS:
-        return rows
-    hard = (rows > 0).to(rows.dtype)
-    return hard + (rows - rows.detach()) if rows.requires_grad else hard
 
 
 def _device(route: Route) -> torch.device:
@@ -139,3 +132,20 @@ def _term(key: _Key, members: list[tuple[dict[str, list[int]], int]]) -> _Term:
 def _blocks(size: int, block: int) -> Tensor:
     """Positions per column: float64 [columns]; the last block may be shorter."""
     return torch.tensor([min(block, size - at) for at in range(0, size, block)], dtype=torch.float64)
+
+
+def parameter_costs(graph: fx.Graph, facts: Facts) -> dict[str, Polynomial]:
+    """Elements of the parameters on the data path, by the node that reads them, each parameter once.
+
+    What several nodes read counts where the one that runs most often does.
+    """
+    on_path, when = path_nodes(graph), conditions(find_skips(graph))
+    readers: dict[str, str] = {}
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op != "get_attr" or name not in facts.parameters or node.name not in on_path:
+            continue
+        known = readers.setdefault(name, node.name)
+        if len(when.get(node.name, ())) < len(when.get(known, ())):
+            readers[name] = node.name
+    return {reader: product(facts.dims.state[name]) for name, reader in readers.items()}

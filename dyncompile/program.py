@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.errors import RouteError, SpecError
@@ -118,6 +117,18 @@ def _in_domain(domain: Domain, rows: Tensor) -> Tensor:
     if domain is Domain.SIMPLEX:
         return (rows >= 0).all(1) & ((rows.sum(1) - 1).abs() <= SIMPLEX_TOLERANCE)
     return rows.isfinite().all(1)
+
+
+def activity(choice: Choice, rows: Tensor) -> Tensor:
+    """Which columns `rows` [B, width] switch on, in their dtype: gains and weights by being above 0.
+
+    The gradient of their activity is that of the numbers themselves (straight-through). Other rows are their
+    own activity.
+    """
+    if choice.domain not in WEIGHTS:
+        return rows
+    hard = (rows > 0).to(rows.dtype)
+    return hard + (rows - rows.detach()) if rows.requires_grad else hard
 
 
 Route = Mapping[str, Tensor]

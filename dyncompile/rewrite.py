@@ -187,31 +187,41 @@ class Editor:
         Raises:
             CaptureError: a module cannot be traced on values like the entry.
         """
-        nodes = {mode: {node.name: node for node in graph.nodes} for mode, graph in self._graphs.items()}
-        at = {mode: [nodes[mode][name] for name in one.nodes[mode] if name] for mode in MODES}
-        named = dict(zip(one.alternatives, modules, strict=True))
-        own = Alternatives({name: module for name, module in named.items() if module is not None})
-        given: dict[Mode, tuple[fx.Node, ...]] = dict.fromkeys(MODES, ())
-        if len(own):
-            entries: dict[Mode, list[fx.Node]] = {mode: found[:1] for mode, found in at.items()}
-            given = self.insert(own, f"{_ALTERNATIVES}.{one.name}", entries)
-        outputs: dict[Mode, list[fx.Node]] = {}
-        for mode, (entry, output, *_) in at.items():
-            new = dict(zip(own, given[mode], strict=True))
-            outputs[mode] = [output, *(new.get(name, entry) for name in named)]
+        at: dict[Mode, list[fx.Node]] = {}
+        for mode, graph in self._graphs.items():
+            nodes = {node.name: node for node in graph.nodes}
+            at[mode] = [nodes[name] for name in one.nodes[mode] if name]
+        outputs = self._alternatives(one, modules, {mode: found[0] for mode, found in at.items()})
         width = self._choices[one.choice].width
         weights = tuple(tuple(float(i == column) for i in range(width)) for column in one.columns)
         for mode, graph in self._graphs.items():
             output, readers = at[mode][1], at[mode][2:] or list(at[mode][1].users)
+            operands = [output, *outputs[mode]]
             decision = self._decisions[mode, one.choice]
             batch = batch_axis(self._facts.dims.graphs[mode].types[output.name])
-            with graph.inserting_after(max(*outputs[mode], decision)):
-                new = graph.call_function(ops.mix, (outputs[mode], decision, weights, batch))
+            with graph.inserting_after(max(*operands, decision)):
+                new = graph.call_function(ops.mix, (operands, decision, weights, batch))
             new.meta = dict(output.meta)
             new.meta.pop("nn_module_stack", None)  # it is no part of the module that made the output
             for reader in readers:
                 reader.replace_input_with(output, new)
         self._stale = True
+
+    def _alternatives(
+        self, one: Mixed, modules: Sequence[nn.Module | None], entries: Mapping[Mode, fx.Node]
+    ) -> dict[Mode, list[fx.Node]]:
+        """What the inserted alternatives give, in order; the entry itself where there is no module."""
+        named = dict(zip(one.alternatives, modules, strict=True))
+        own = Alternatives({name: module for name, module in named.items() if module is not None})
+        given: Mapping[Mode, tuple[fx.Node, ...]] = dict.fromkeys(MODES, ())
+        if len(own):
+            inputs: dict[Mode, list[fx.Node]] = {mode: [entry] for mode, entry in entries.items()}
+            given = self.insert(own, f"{_ALTERNATIVES}.{one.name}", inputs)
+        found: dict[Mode, list[fx.Node]] = {}
+        for mode, entry in entries.items():
+            new = dict(zip(own, given[mode], strict=True))
+            found[mode] = [new.get(name, entry) for name in named]
+        return found
 
     def scale(self, picked: Mapping[str, Picked]) -> None:
         """Let choices keep and scale positions of elastic dims, one by one.

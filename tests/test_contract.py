@@ -29,6 +29,7 @@ CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
         f"dsnet({FINE}, per='dim', ratios=(0.3, 0.6, 1.0))",
     ),
     "lcnet": (),
+    "routing": (),
 }
 """More than the default, per method. The default itself may leave a tiny network nothing to choose."""
 
@@ -39,6 +40,11 @@ DECIDING: Mapping[str, tuple[str, ...]] = {
         "dsnet(per='stage', divisor=1, minimum=1)",
     ),
     "lcnet": ("lcnet(channels=False)", "lcnet(bits=True, hidden=4, block=2)", "lcnet", "lcnet(layers=False)"),
+    "routing": (
+        "routing(candidates=('identity', 'lowrank'))",
+        "routing(candidates=('narrow', 'separable3', 'lowrank'), top=1, per=connection, hidden=0)",
+        "routing(connections=steps, candidates=('identity', 'narrow'))",
+    ),
 }
 """Configurations with decision nets, per method."""
 
@@ -55,6 +61,9 @@ COMPOSED = [
     ],
     ["lcnet", f"dsnet({FINE}, embedding=True, per='stage', exclude='fc1|mlp|conv1')"],
     ["dsnet(divisor=1, minimum=1)", "lcnet"],
+    ["routing(candidates=('identity', 'lowrank'))", "dsnet(divisor=1, minimum=1)"],
+    ["dsnet(divisor=1, minimum=1)", "routing(candidates=('identity', 'lowrank'))"],
+    ["lcnet(layers=False)", "routing(candidates=('identity', 'lowrank'))"],
     [
         f"dsnet({FINE}, embedding=True, exclude='fc1|conv1')",
         "lcnet(channels=False, bits=True)",

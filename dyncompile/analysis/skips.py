@@ -87,7 +87,7 @@ def find_skips(graph: fx.Graph) -> list[Skip]:
         return []
     flow = Flow.of(graph, ops.DECISIONS)
     found = [skip for node in multiplied for skip in _skip(flow, node)]
-    memory = memory_of(graph, _passed_on(found))
+    memory = memory_of(graph.nodes, _passed_on(found))
     dying = _dying(flow, memory, found)
     return [
         replace(
@@ -143,8 +143,8 @@ def _skip(flow: Flow, node: fx.Node) -> Iterator[Skip]:
         last=last,
         kept=kept,
         alpha=float(alpha) if isinstance(alpha, int | float) else 1.0,
-        rewritten=frozenset(end for end in (exit, last) if flow.is_rewritten(end)),
-        positive=kept is not None and kept.target in _RECTIFIERS and not flow.is_rewritten(kept),
+        rewritten=frozenset(end for end in (exit, last) if end in flow.rewritten),
+        positive=kept is not None and kept.target in _RECTIFIERS and kept not in flow.rewritten,
     )
 
 

@@ -1,5 +1,6 @@
 """From a dynamic model to static graphs and deployable programs."""
 
+from dyncompile.deploy.deployed import Deployed, deploy
 from dyncompile.deploy.specialize import specialize
 
-__all__ = ["specialize"]
+__all__ = ["Deployed", "deploy", "specialize"]

@@ -108,8 +108,10 @@ class _Folder:
         """Whether a product would be the memory of something else, and is written into."""
         skip = self._products.get(node)
         owned = skip is not None and not {skip.exit, skip.last}.isdisjoint(skip.rewritten)
-        return skip is not None and owned and any(
-            one.borrowed for one in skip.alternatives if one.output is operand
+        return (
+            skip is not None
+            and owned
+            and any(one.borrowed for one in skip.alternatives if one.output is operand)
         )
 
     def _scaled(self, node: fx.Node) -> fx.Node:

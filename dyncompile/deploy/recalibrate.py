@@ -54,8 +54,8 @@ def recalibrate(dyn: DynamicModel, batches: Iterable[Batch], *, limit: int = 100
     """Reset and estimate the running statistics of every uniform column (all choices at the same one).
 
     Other choices run at full capacity. The source's own statistics, which are those of the full columns, are
-    left alone, so that the model still equals its source there; only where learned gains, bits or weights decide what
-    runs, they become those of the learned routes. On several processes each gives its own batches, and all
+    left alone, so that the model still equals its source there; only where learned gains, bits or weights
+    decide what runs, they become those of the learned routes. On several processes each gives its own batches, and all
     get the statistics of all samples.
 
     Args:
@@ -98,8 +98,8 @@ class _Site:
         return self.means[column], self.variances[column]
 
     def is_private(self, columns: Columns) -> bool:
-        """Whether its statistics there are not the source's own."""
-        return self.at(columns)[0].startswith(f"{STATE_PREFIX}.")
+        """Whether a choice has it keep statistics there that are not the source's own."""
+        return self.choice is not None and self.at(columns)[0].startswith(f"{STATE_PREFIX}.")
 
 
 def _sites(dyn: DynamicModel) -> list[_Site]:

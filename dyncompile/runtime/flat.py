@@ -1,4 +1,4 @@
-"""The graph that runs without parting rows: all that full capacity needs, and nothing else."""
+"""Graphs that run without parting rows: what full capacity needs, or it and all alternatives side by side."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from dyncompile.analysis.dims.call import bind
 from dyncompile.analysis.skips import Alternative, Skip, find_skips
 from dyncompile.program import Choice, Route, copy_graph
+from dyncompile.resize import set_arguments
 from dyncompile.runtime import ops
 from dyncompile.torchlib import items
 
@@ -68,3 +70,32 @@ def _keep(skip: Skip, product: fx.Node, kept: Sequence[int]) -> None:
     outputs, decision, weights, batch = product.args
     chosen = [items(outputs)[i] for i in kept], decision, tuple(items(weights)[i] for i in kept), batch
     product.args = chosen
+
+
+def side_by_side(graph: fx.Graph) -> fx.Graph:
+    """Outputs (the source's part, an alternative) in turn, for all alternatives with parameters.
+
+    The trunk goes on with the source's parts. Norms inside alternatives use the statistics of the batch.
+    """
+    own = copy_graph(graph)
+    pairs: list[fx.Node] = []
+    for skip in find_skips(own):
+        if skip.product.target is ops.mix:
+            first, *others = skip.alternatives
+            for one in others:
+                if any(node.op == "get_attr" for node in one.body):
+                    pairs += [first.output, one.output]
+                    _train_norms(one)
+            skip.product.replace_all_uses_with(first.output)
+            own.erase_node(skip.product)
+    end = own.output_node()
+    end.args = (tuple(pairs),)
+    own.eliminate_dead_code()
+    own.lint()
+    return own
+
+
+def _train_norms(one: Alternative) -> None:
+    for node in one.body:
+        if node.target is torch.ops.aten.batch_norm.default:
+            set_arguments(node, {**bind(node), "training": True})

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from dyncompile.analysis.dims.algebra import BATCH
 from dyncompile.analysis.dims.call import Type
 from dyncompile.analysis.facts import Facts, analyze
-from dyncompile.cost import Macs
+from dyncompile.cost import Macs, parameter_costs
 from dyncompile.errors import InputError, RouteError
 from dyncompile.gate import without_gates
 from dyncompile.plan import Plan
@@ -22,7 +22,7 @@ from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Route
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.dense import densify, unmaskable
-from dyncompile.runtime.flat import flatten
+from dyncompile.runtime.flat import flatten, side_by_side
 from dyncompile.runtime.segments import Segment, cut, parting
 from dyncompile.runtime.sparse import SparseRun
 from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
@@ -179,6 +179,22 @@ class DynamicModel(nn.Module):
             for values, found in zip(zip(*parts, strict=True), types, strict=True)
         ]
 
+    def alternatives(self, *args: Any, **kwargs: Any) -> list[tuple[Tensor, Tensor]]:
+        """(what the source computes, an alternative's output) for all alternatives with parameters.
+
+        Everything runs at full capacity in evaluation mode, so that alternatives see what the source's parts
+        see; norms inside alternatives alone use, and update, the statistics of the batch.
+        """
+        flat = self.program.signature.flatten(args, kwargs)
+        rows = self.program.signature.rows(flat)
+        (group,) = group_rows(plan_route(Full(), self.choices, rows), self.choices, rows, ())
+        found = self._pairs(group, *flat)
+        return list(zip(found[::2], found[1::2], strict=True))
+
+    @cached_property
+    def _pairs(self) -> GraphForward:
+        return compile_graph(side_by_side(self._plain["eval"]), "alternatives", self.program.state)
+
     # -- facts --------------------------------------------------------------------------------
 
     @property
@@ -234,6 +250,22 @@ class DynamicModel(nn.Module):
         """MACs of the path of each row of a route: float64 [B]; decision nets are not in it."""
         return self._path_cost(route)
 
+    def active_parameters(self, route: Route) -> Tensor:
+        """Parameter elements that the path of each row of a route reads: float64 [B].
+
+        Those of a branch count where it runs, of narrowed weights what is left. Decision nets are not in it.
+        """
+        return self._parameter_cost(route)
+
+    @cached_property
+    def _parameter_cost(self) -> Macs:
+        return Macs(self.program, parameter_costs(self.program.graphs["eval"], self.facts))
+
+    @cached_property
+    def stored_parameters(self) -> int:
+        """Parameter elements of the whole model: the source's, all alternatives', decision nets'."""
+        return sum(self.facts.parameters.values())
+
     @property
     def priced(self) -> frozenset[str]:
         """Choices that MACs depend on."""
@@ -264,7 +296,7 @@ class DynamicModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
         from dyncompile.rewrite import copy_program
 
-        new = DynamicModel(copy_program(self.program, memo))
+        new = type(self)(copy_program(self.program, memo))
         memo[id(self)] = new
         new.policy = self.policy
         return new.train(self.training)

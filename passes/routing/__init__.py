@@ -5,7 +5,7 @@ Networks". A connection between two values of the network becomes a set of candi
 
     p = softmax((W2 . relu(W1 . pool(x) + b1) + b2) / tau)       [B, branches], Gumbel noise in training
     w = p where p >= threshold, or the best alone; else 0; renormalized over what is kept
-    y = kept + sum_k w_k branch_k(x)                             branch_0 is the source's own; w_k = 0: not run
+    y = kept + sum_k w_k branch_k(x)                         branch_0 is the source's own; w_k = 0: not run
 
 One RouterNet per cell reads the cell's input and weighs all its connections: a hidden layer that they share,
 one output layer per connection. At first W2 = 0 and b2 gives the source's own branch `confidence`: selected
@@ -102,7 +102,8 @@ class Routing:
             raise SpecError("hidden is at least 0, grid at least 1")
         if self.connections == "modules" and not self.include:
             raise SpecError("connections=modules needs include=, a regular expression of module paths")
-        self._names, self._selection(len(self.candidates) + 1)  # noqa: B018  (check the patterns and numbers)
+        Names(self.include, self.exclude)
+        self._selection(len(self.candidates) + 1)
 
     @property
     def _names(self) -> Names:
@@ -148,12 +149,12 @@ class Routing:
         )
 
     def rewrite(self, editor: Editor, plan: Plan) -> None:
-        """Insert the decisions, then the alternatives: later ones first, since they read what earlier give."""
+        """Insert the decisions, then alternatives: later ones first, they read what earlier ones give."""
         for choice in plan.choices:
             editor.add_choice(choice, plan.gates[choice.name])
         found = self._found(editor.program, editor.facts)
         connections = {one.name: one for one in found if isinstance(one, Connection)}
-        for name, mixed in reversed(plan.mixed.items()):
+        for name, mixed in reversed([*plan.mixed.items()]):
             place = self._place(connections[name], editor.program, editor.facts)
             assert isinstance(place, Place)
             built, _ = build(mixed.alternatives, place, zero=self.zero)
@@ -184,9 +185,7 @@ class Routing:
         name = f"{prefix}route.{one.name}"
         choice = Choice(name, Domain.SIMPLEX, rows[0], rows[1], labels, self._selection(len(labels)))
         running = [i for i, label in enumerate(labels) if not isinstance(built.get(label), Nothing)]
-        mixed = Mixed(
-            one.name, name, tuple(running), tuple(labels[i] for i in running if i), one.nodes
-        )
+        mixed = Mixed(one.name, name, tuple(running), tuple(labels[i] for i in running if i), one.nodes)
         what = f"{'beside what is kept' if one.residual else 'all of it'}: {', '.join(labels)}"
         return _Draft(one, choice, mixed, what)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -120,7 +121,7 @@ class Pointwise(nn.Module):
         before, after = place.positions
         self.pool = nn.AdaptiveAvgPool2d(after) if before != after else nn.Identity()
         layers: list[nn.Module] = []
-        for i, (taken, given) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (taken, given) in enumerate(pairwise(widths)):
             bias = i == len(widths) - 2 and not (place.normed and place.is_map)
             kernel = nn.Conv2d(taken, given, 1, bias=bias) if place.is_map else nn.Linear(taken, given, bias)
             layers.append(kernel)
@@ -173,7 +174,10 @@ def _separable(place: Place, kernel: int) -> nn.Module | str:
     if not place.is_map:
         return "there is no map [B, C, H, W]"
     before, after = place.positions
-    strides = [next((s for s in range(1, b + 1) if -(-b // s) == a), 0) for b, a in zip(*place.positions, strict=True)]
+    strides = [
+        next((s for s in range(1, b + 1) if -(-b // s) == a), 0)
+        for b, a in zip(*place.positions, strict=True)
+    ]
     if not all(strides):
         return f"no stride leads from {list(before)} to {list(after)} positions"
     return Separable(place, kernel, (strides[0], strides[1]))

@@ -1,15 +1,17 @@
 """Connections: the parts of a network that alternatives may stand in for.
 
-    branch   y = kept(x) + f(x)     a residual branch; f is the connection
-    step     y = f(x)               what lies between two values of the trunk that a contraction reads
-    stage    y = f(x)               a run of the trunk at one resolution
-    module   y = f(x)               one call of a chosen module
+branch   y = kept(x) + f(x)     a residual branch; f is the connection
+step     y = f(x)               what lies between two values of the trunk that a contraction reads
+stage    y = f(x)               a run of the trunk at one resolution
+module   y = f(x)               one call of a chosen module
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from torch import fx
 
@@ -100,7 +102,7 @@ class _Finder:
             yield Rejection(refusal.name, refusal.reason, refusal.line or "")
         for branch in self._facts.regions.branches:
             ends = branch_ends(branch, self._program, self._facts)
-            point = point_before(branch, self._program, self._facts)
+            point = point_before(branch, self._facts)
             if isinstance(ends, str):
                 yield Rejection(branch.name, ends)
                 continue
@@ -123,19 +125,25 @@ class _Finder:
         points = self._facts.points.points
         if len(points) < 2:
             yield Rejection("steps", f"the trunk has {len(points)} values that a decision net can read")
-        for first, second in zip(points, points[1:], strict=False):
+        for first, second in pairwise(points):
             yield self._trunk(first.name, second.name)
 
     def stages(self) -> Iterator[Found]:
         """From the first point of each stage to the first of the next."""
-        first: dict[int, Point] = {}
+        stage_at, nodes = self._facts.stage_at, self._nodes["eval"]
+        first: dict[int, str] = {}
         for point in self._facts.points.points:
-            first.setdefault(self._facts.stage_at.get(point.name, 0), point)
+            first.setdefault(stage_at.get(point.name, 0), point.name)
         starts = list(first.values())
-        if len(starts) < 2:
-            yield Rejection("stages", f"the network has {len(starts)} stage with a value to decide by")
-        for one, other in zip(starts, starts[1:], strict=False):
-            yield self._trunk(one.name, other.name)
+        if not starts:
+            yield Rejection("stages", "the network has no stage with a value to decide by")
+            return
+        rank = tensor(nodes[starts[-1]]).dim()
+        trunk = [name for name in self._facts.regions.trunk if tensor(nodes[name]).dim() == rank]
+        last = [name for name in trunk if stage_at.get(name) == stage_at.get(starts[-1])]
+        for one, other in zip(starts, [*starts[1:], *last[-1:]], strict=False):
+            if one != other:
+                yield self._trunk(one, other)
 
     def modules(self, paths: Sequence[str]) -> Iterator[Found]:
         """The calls of the modules at `paths`."""
@@ -194,18 +202,13 @@ class _Finder:
 
     def _overwritten(self, entry: str) -> str | None:
         flow = self._flows["eval"]
-        if flow.is_rewritten(self._nodes["eval"][entry]):
+        if self._nodes["eval"][entry] in flow.rewritten:
             return f"something writes into `{entry}` later: alternatives could not read it"
         return None
 
     def _point(self, entry: str) -> Point | None:
-        order = self._flows["eval"].order
-        nodes = self._nodes["eval"]
-        before = [
-            point
-            for point in self._facts.points.points
-            if order[nodes[point.name]] <= order[nodes[entry]]
-        ]
+        order = self._facts.order
+        before = [point for point in self._facts.points.points if order[point.name] <= order[entry]]
         return before[-1] if before else None
 
     def _both(self, name: str) -> dict[Mode, str]:
@@ -234,7 +237,8 @@ def module_paths(program: Program) -> list[str]:
 
 def _paths(node: fx.Node) -> list[str]:
     """Paths of the modules that a node was traced in, outermost first."""
-    return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    return [path for path, _ in stack.values()]
 
 
 _ACTIVATIONS = ("relu", "relu6", "hardtanh", "silu", "gelu", "hardswish", "leaky_relu", "elu", "mish")

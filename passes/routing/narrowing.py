@@ -1,4 +1,4 @@
-"""A narrower copy of a part of a network: every dim inside that can move is cut, its ends stay as they are."""
+"""A narrower copy of a part of a network: what can move inside is cut, its ends stay as they are."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ def _sizes(
     reads = [str(node.target) for node in part.nodes if node.op == "get_attr"]
     inner = {name for read in reads for name in facts.elastics_of(read)}
     types = facts.dims.graphs["eval"].types
-    outer = {e.name for end in ends for dims in flat_types(types.get(end)) for dim in dims for e in elastics(dim)}
+    outer = {
+        e.name for end in ends for dims in flat_types(types.get(end)) for dim in dims for e in elastics(dim)
+    }
     fixed = {*outer, *program.sized, *program.picked}
     sizes: dict[str, Any] = {}
     for one in by_preference(facts):

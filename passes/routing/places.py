@@ -17,7 +17,7 @@ from dyncompile.analysis.points import channel_axis
 from dyncompile.passes.routing.candidates import Activation, Nothing, Place, find_candidate
 from dyncompile.passes.routing.connections import Connection, ending, sample_shape
 from dyncompile.passes.routing.narrowing import narrowed
-from dyncompile.program import Program
+from dyncompile.program import Mode, Program
 from dyncompile.runtime.ops import DECISIONS
 
 
@@ -39,7 +39,9 @@ def place_of(one: Connection, program: Program, facts: Facts, rank: float, share
     if not last and axes != [-len(takes), -len(gives)]:
         return f"channels lie along axis {axes[0]} of `{one.entry}` and {axes[1]} of `{one.output}`"
     normed, activation = ending(nodes[one.output], Flow.of(graph, DECISIONS))
-    ends = {mode: (entry, output) for mode, (entry, output, _) in one.nodes.items()}
+    ends: dict[Mode, tuple[str, str]] = {
+        mode: (entry, output) for mode, (entry, output, _) in one.nodes.items()
+    }
     return Place(
         name=one.name,
         takes=takes,
@@ -61,7 +63,7 @@ def build(
     refused: dict[str, str] = {}
     for name in names:
         digest = hashlib.sha256(f"{place.name}.{name}".encode()).digest()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # pyright: ignore
             torch.manual_seed(int.from_bytes(digest[:7], "big"))  # pyright: ignore
             found = find_candidate(name)(place)
         if isinstance(found, str):
