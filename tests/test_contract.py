@@ -87,6 +87,9 @@ FIXED: tuple[Make, ...] = (
 WITHOUT_PLACE = (handmade.shuffle, handmade.two_inputs)
 """Networks in which no decision net can stand before what it would decide."""
 
+ALSO_WITHOUT = {"routing": (handmade.dense,)}
+"""The same by method: all positions are pooled on the way from one value to the next."""
+
 THIRD_PARTY = (
     "timm:test_resnet",
     "timm:test_efficientnet",
@@ -103,7 +106,12 @@ def pairs() -> list[tuple[Make, str]]:
     turns = {method: CONFIGURATIONS.get(method, (method,)) for method in registry.methods()}
     found = [(make, turn[i % len(turn)]) for turn in turns.values() if turn for i, make in enumerate(FIXED)]
     able = [make for make in FIXED if make not in WITHOUT_PLACE]
-    return found + [(make, turn[i % len(turn)]) for turn in DECIDING.values() for i, make in enumerate(able)]
+    return found + [
+        (make, turn[i % len(turn)])
+        for method, turn in DECIDING.items()
+        for i, make in enumerate(able)
+        if make not in ALSO_WITHOUT.get(method, ())
+    ]
 
 
 @pytest.mark.parametrize(

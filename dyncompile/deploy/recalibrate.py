@@ -55,8 +55,8 @@ def recalibrate(dyn: DynamicModel, batches: Iterable[Batch], *, limit: int = 100
 
     Other choices run at full capacity. The source's own statistics, which are those of the full columns, are
     left alone, so that the model still equals its source there; only where learned gains, bits or weights
-    decide what runs, they become those of the learned routes. On several processes each gives its own batches, and all
-    get the statistics of all samples.
+    decide what runs, they become those of the learned routes. On several processes each gives its own
+    batches, and all get the statistics of all samples.
 
     Args:
         dyn: any dynamic model; nothing happens where no norm has private statistics (layer norms).
