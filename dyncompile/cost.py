@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from dyncompile.analysis.macs import Polynomial
+from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.macs import Polynomial, path_nodes, product
 from dyncompile.analysis.skips import Condition, conditions, find_skips
 from dyncompile.errors import RouteError
 from dyncompile.program import Program, Route, activity
@@ -50,8 +51,8 @@ class Macs:
     """``Macs(program, costs)(route) -> [B]``: MACs per sample, float64, differentiable in the route.
 
     `costs` are polynomials by node name; nodes of a branch that a row skips cost nothing. Exact at one-hot
-    rows; multilinear in between (the expected cost of independent choices). A gain costs by whether it is
-    above 0; its gradient is straight-through: that of the gain itself.
+    rows; multilinear in between (the expected cost of independent choices). A gain, and the weight of an
+    alternative, costs by whether it is above 0; its gradient is straight-through: that of the number itself.
     """
 
     def __init__(self, program: Program, costs: Mapping[str, Polynomial]) -> None:
@@ -131,3 +132,20 @@ def _term(key: _Key, members: list[tuple[dict[str, list[int]], int]]) -> _Term:
 def _blocks(size: int, block: int) -> Tensor:
     """Positions per column: float64 [columns]; the last block may be shorter."""
     return torch.tensor([min(block, size - at) for at in range(0, size, block)], dtype=torch.float64)
+
+
+def parameter_costs(graph: fx.Graph, facts: Facts) -> dict[str, Polynomial]:
+    """Elements of the parameters on the data path, by the node that reads them, each parameter once.
+
+    What several nodes read counts where the one that runs most often does.
+    """
+    on_path, when = path_nodes(graph), conditions(find_skips(graph))
+    readers: dict[str, str] = {}
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op != "get_attr" or name not in facts.parameters or node.name not in on_path:
+            continue
+        known = readers.setdefault(name, node.name)
+        if len(when.get(node.name, ())) < len(when.get(known, ())):
+            readers[name] = node.name
+    return {reader: product(facts.dims.state[name]) for name, reader in readers.items()}

@@ -34,6 +34,14 @@ def capture_like(module: nn.Module, values: Sequence[Tensor], home: Tensor) -> P
     return capture(own, tuple(_example(value, home.device) for value in values))
 
 
+class Alternatives(nn.ModuleDict):
+    """Networks that read the same value: one capture takes them all."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What each of them gives."""
+        return tuple(one(x) for one in self.values())
+
+
 def state_name(prefix: str, name: str) -> str:
     """Where state of an inserted network lies: ``dyn.<prefix>.<name>``; its constants beside all others."""
     if name.startswith(_CONSTANT):

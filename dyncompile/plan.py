@@ -42,6 +42,29 @@ class Gained:
     nodes: Mapping[Mode, tuple[str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Alternatives that a choice weighs: ``y = sum_k (row @ weights[k]) * outputs[k]``.
+
+    The first is what the network computes already, `output`; the others are inserted and read `entry`. What
+    has weight 0 in a row need not run for it.
+
+    Attributes:
+        name: of the place; state of the alternatives lies under ``dyn.branches.<name>.<alternative>``.
+        choice: who decides.
+        columns: of the choice, one per alternative; other columns stand for adding nothing.
+        alternatives: names of the inserted ones, in the order of the rest of `columns`.
+        nodes: (entry, output, exit) in each graph, by node name: the exit alone reads the output from now on
+            through the weights; an empty one means all that read it.
+    """
+
+    name: str
+    choice: str
+    columns: tuple[int, ...]
+    alternatives: tuple[str, ...]
+    nodes: Mapping[Mode, tuple[str, str, str]]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a pass is going to do; nothing has been edited yet.
@@ -54,6 +77,7 @@ class Plan:
         gates: decision nets, by the choice that each decides.
         picked: elastic dims whose positions a choice keeps and scales one by one.
         gained: branches that a choice scales or skips, by name.
+        mixed: places with alternatives, by name.
     """
 
     choices: tuple[Choice, ...] = ()
@@ -63,3 +87,4 @@ class Plan:
     gates: Mapping[str, Gate] = field(default_factory=dict[str, Gate])
     picked: Mapping[str, Picked] = field(default_factory=dict[str, Picked])
     gained: Mapping[str, Gained] = field(default_factory=dict[str, Gained])
+    mixed: Mapping[str, Mixed] = field(default_factory=dict[str, Mixed])

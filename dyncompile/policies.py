@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dyncompile.errors import RouteError
-from dyncompile.program import Choice, Domain, Route
+from dyncompile.program import Choice, Domain, Route, Selection
 
 
 @runtime_checkable
@@ -90,7 +90,10 @@ class Sampled:
     per_sample: bool = False
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
-        """One-hot rows; gains that are 0 or from a half to 1, evenly often; random bits in other domains."""
+        """One-hot rows; gains that are 0 or from a half to 1, evenly often; random bits in other domains.
+
+        Rows of the simplex are one-hot or share their weight between two columns, evenly often.
+        """
         digest = hashlib.sha256(f"{self.seed}:{choice.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         draw = _DRAWS.get(choice.domain, _random_bits)
@@ -111,9 +114,17 @@ def _random_gains(rows: int, width: int, generator: torch.Generator) -> Tensor:
     return on * (1 - torch.rand(rows, width, generator=generator, dtype=torch.float32) / 2)
 
 
+def _random_mixtures(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    first, second = (_random_columns(rows, width, generator) for _ in range(2))
+    share = torch.rand(rows, 1, generator=generator, dtype=torch.float32) * (1 - 2**-10)
+    share = share * torch.randint(2, (rows, 1), generator=generator)
+    return first * (1 - share) + second * share
+
+
 _DRAWS: Mapping[Domain, Callable[[int, int, torch.Generator], Tensor]] = {
     Domain.ONE_HOT: _random_columns,
     Domain.GAINS: _random_gains,
+    Domain.SIMPLEX: _random_mixtures,
 }
 
 
@@ -127,6 +138,9 @@ class Learned:
     gains     the logits themselves, capped to [0, 1]: exactly 0 switches off, what is on is scaled. The
               gradient passes both ways through the cap, but never pushes a logit beyond -1 or 2, from where
               it would take long to come back
+
+    simplex   the softmax at temperature `tau`, made sparse by the choice's selection: what is not kept is
+              exactly 0, what is kept is renormalized. The gradient is that of the whole softmax
 
     That gains end at 1 is our choice: LC-Net's activation is not verified ("ReLU1", a ReLU capped at 1, is
     inferred from re-implementations).
@@ -149,27 +163,35 @@ class Learned:
         rule = _LEARNED.get(choice.domain)
         if rule is None:
             raise RouteError(f"decisions in {choice.domain.value} cannot be learned: choice {choice.name!r}")
-        return rule(self, logits.float())
+        return rule(self, choice, logits.float())
 
 
-def _learned_column(how: Learned, logits: Tensor) -> Tensor:
+def _learned_column(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
     scores = logits + _gumbel(logits) if how.noise else logits
     soft = (scores / how.tau).softmax(1)
     return _hardened(F.one_hot(scores.argmax(1), scores.shape[1]).float(), soft) if how.hard else soft
 
 
-def _learned_bits(how: Learned, logits: Tensor) -> Tensor:
+def _learned_weights(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
+    scores = logits + _gumbel(logits) if how.noise else logits
+    soft = (scores / how.tau).softmax(1)
+    selection = choice.selection or Selection(top=1)
+    return _hardened(selection.kept(soft.detach()), soft) if how.hard else soft
+
+
+def _learned_bits(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
     scores = logits + _logistic(logits) if how.noise else logits
     soft = (scores / how.tau).sigmoid()
     return _hardened((scores > 0).float(), soft) if how.hard else soft
 
 
-def _learned_gains(how: Learned, logits: Tensor) -> Tensor:
+def _learned_gains(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
     return cast(Any, _Capped).apply(logits)
 
 
-_LEARNED: Mapping[Domain, Callable[[Learned, Tensor], Tensor]] = {
+_LEARNED: Mapping[Domain, Callable[[Learned, Choice, Tensor], Tensor]] = {
     Domain.ONE_HOT: _learned_column,
+    Domain.SIMPLEX: _learned_weights,
     Domain.BITS: _learned_bits,
     Domain.GAINS: _learned_gains,
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, fx, nn
 
-from dyncompile.errors import RouteError
+from dyncompile.errors import RouteError, SpecError
 from dyncompile.signature import Signature
 from dyncompile.torchlib import is_operator, is_several, items
 
@@ -34,8 +34,40 @@ class Domain(Enum):
     EXIT = "exit"
 
 
+SIMPLEX_TOLERANCE = 1e-4
+"""How far the weights of a row of `Domain.SIMPLEX` may be from summing to 1."""
+
+WEIGHTS = (Domain.GAINS, Domain.SIMPLEX)
+"""Domains whose numbers multiply what they stand for; at exactly 0 it need not run."""
+
 SWITCHES = (Domain.GAINS, Domain.BITS)
 """Domains whose columns are switched on and off independently."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which alternatives a decision net keeps, given their probabilities; the rest get weight 0.
+
+    Attributes:
+        threshold: least probability, in [0, 1]; the best one stays in any case.
+        top: keep so many at most; 0 has no limit. One alone has weight 1.
+    """
+
+    threshold: float = 0.25
+    top: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1 or self.top < 0:
+            raise SpecError(f"a selection has a threshold in [0, 1] and top >= 0, got {self}")
+
+    def kept(self, probabilities: Tensor) -> Tensor:
+        """Weights [B, width] of probabilities [B, width]: 0 where nothing is kept, renormalized elsewhere."""
+        order = probabilities.sort(dim=1, descending=True, stable=True).indices
+        stays = (probabilities >= self.threshold).scatter(1, order[:, :1], True)
+        if self.top:
+            stays = stays.scatter(1, order[:, self.top :], False)
+        left = probabilities * stays
+        return left / left.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +75,7 @@ class Choice:
     """One decision point: rows of `width` numbers from `domain`, one row per sample.
 
     `full` is the row that reproduces the source, `smallest` the cheapest one; `labels` name the columns.
+    `selection` is how a learned row of the simplex becomes sparse; None keeps the best column alone.
     """
 
     name: str
@@ -50,6 +83,7 @@ class Choice:
     full: tuple[float, ...]
     smallest: tuple[float, ...]
     labels: tuple[str, ...] = ()
+    selection: Selection | None = None
 
     @property
     def width(self) -> int:
@@ -80,16 +114,18 @@ def _in_domain(domain: Domain, rows: Tensor) -> Tensor:
         return binary
     if domain is Domain.GAINS:
         return (rows >= 0).all(1)
+    if domain is Domain.SIMPLEX:
+        return (rows >= 0).all(1) & ((rows.sum(1) - 1).abs() <= SIMPLEX_TOLERANCE)
     return rows.isfinite().all(1)
 
 
 def activity(choice: Choice, rows: Tensor) -> Tensor:
-    """Which columns `rows` [B, width] switch on, in their dtype: gains by whether they are above 0.
+    """Which columns `rows` [B, width] switch on, in their dtype: gains and weights by being above 0.
 
-    The gradient of a gain's activity is that of the gain itself (straight-through). Other rows are their own
-    activity.
+    The gradient of their activity is that of the numbers themselves (straight-through). Other rows are their
+    own activity.
     """
-    if choice.domain is not Domain.GAINS:
+    if choice.domain not in WEIGHTS:
         return rows
     hard = (rows > 0).to(rows.dtype)
     return hard + (rows - rows.detach()) if rows.requires_grad else hard

@@ -21,13 +21,16 @@ from dyncompile.analysis.points import Point
 from dyncompile.analysis.sums import Sums
 from dyncompile.errors import SpecError
 from dyncompile.gate import Gate, insert_head, insert_pooling, insert_trunk
-from dyncompile.inline import capture_like, copy_nodes, state_name
-from dyncompile.plan import Gained, Plan
+from dyncompile.inline import Alternatives, capture_like, copy_nodes, state_name
+from dyncompile.plan import Gained, Mixed, Plan
 from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Sized, copy_graph
 from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
 from dyncompile.runtime.rows import batch_axis
 from dyncompile.state import GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
+
+_ALTERNATIVES = "branches"
+"""Where inserted alternatives are kept, under ``dyn.``."""
 
 _STATISTICS = "statistics"
 """Where private batch-norm statistics are kept, under ``dyn.``."""
@@ -37,7 +40,7 @@ class Editor:
     """Edits a copy of `program`; `finish` returns the result. The given program stays as it is."""
 
     def __init__(self, program: Program, facts: Facts) -> None:
-        self._program, self._facts = program, facts
+        self._program, self._facts, self._planned = program, facts, facts
         self._graphs: dict[Mode, fx.Graph] = {mode: copy_graph(program.graphs[mode]) for mode in MODES}
         self._state = share_state(program.state)
         self._tensors = state_tensors(self._state)
@@ -53,6 +56,16 @@ class Editor:
             for node in graph.nodes
             if node.target is ops.decide
         }
+
+    @property
+    def program(self) -> Program:
+        """What was planned on."""
+        return self._program
+
+    @property
+    def facts(self) -> Facts:
+        """What was known when it was planned."""
+        return self._planned
 
     def add_choice(self, choice: Choice, gate: Gate | None = None) -> None:
         """Insert a decision.
@@ -163,6 +176,52 @@ class Editor:
                 new.meta.pop("nn_module_stack", None)  # it is no part of the module that made the output
                 exit.replace_input_with(output, new)
         self._stale = True
+
+    def mix(self, one: Mixed, modules: Sequence[nn.Module | None]) -> None:
+        """Let a choice weigh alternatives to what a part of the network computes.
+
+        Args:
+            one: where, and which columns of the choice weigh which alternative.
+            modules: the inserted alternatives, called with the entry; None is the entry itself.
+
+        Raises:
+            CaptureError: a module cannot be traced on values like the entry.
+        """
+        at: dict[Mode, list[fx.Node]] = {}
+        for mode, graph in self._graphs.items():
+            nodes = {node.name: node for node in graph.nodes}
+            at[mode] = [nodes[name] for name in one.nodes[mode] if name]
+        outputs = self._alternatives(one, modules, {mode: found[0] for mode, found in at.items()})
+        width = self._choices[one.choice].width
+        weights = tuple(tuple(float(i == column) for i in range(width)) for column in one.columns)
+        for mode, graph in self._graphs.items():
+            output, readers = at[mode][1], at[mode][2:] or list(at[mode][1].users)
+            operands = [output, *outputs[mode]]
+            decision = self._decisions[mode, one.choice]
+            batch = batch_axis(self._facts.dims.graphs[mode].types[output.name])
+            with graph.inserting_after(max(*operands, decision)):
+                new = graph.call_function(ops.mix, (operands, decision, weights, batch))
+            new.meta = dict(output.meta)
+            new.meta.pop("nn_module_stack", None)  # it is no part of the module that made the output
+            for reader in readers:
+                reader.replace_input_with(output, new)
+        self._stale = True
+
+    def _alternatives(
+        self, one: Mixed, modules: Sequence[nn.Module | None], entries: Mapping[Mode, fx.Node]
+    ) -> dict[Mode, list[fx.Node]]:
+        """What the inserted alternatives give, in order; the entry itself where there is no module."""
+        named = dict(zip(one.alternatives, modules, strict=True))
+        own = Alternatives({name: module for name, module in named.items() if module is not None})
+        given: Mapping[Mode, tuple[fx.Node, ...]] = dict.fromkeys(MODES, ())
+        if len(own):
+            inputs: dict[Mode, list[fx.Node]] = {mode: [entry] for mode, entry in entries.items()}
+            given = self.insert(own, f"{_ALTERNATIVES}.{one.name}", inputs)
+        found: dict[Mode, list[fx.Node]] = {}
+        for mode, entry in entries.items():
+            new = dict(zip(own, given[mode], strict=True))
+            found[mode] = [new.get(name, entry) for name in named]
+        return found
 
     def scale(self, picked: Mapping[str, Picked]) -> None:
         """Let choices keep and scale positions of elastic dims, one by one.

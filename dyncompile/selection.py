@@ -112,7 +112,7 @@ def branch_ends(branch: Branch, program: Program, facts: Facts) -> Ends | str:
     place = operands.index(branch.output)
     outputs = {mode: exit.args[place] for mode, exit in exits.items()}
     for output in outputs.values():
-        if isinstance(output, fx.Node) and output.target is ops.gain:
+        if isinstance(output, fx.Node) and output.target in (ops.gain, ops.mix):
             return f"choice {output.args[1].args[1]!r} decides on it already"  # pyright: ignore
     ends: dict[Mode, tuple[str, str]] = {mode: (exits[mode].name, str(outputs[mode])) for mode in MODES}
     types = [facts.dims.graphs[mode].types for mode in MODES]

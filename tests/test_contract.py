@@ -29,6 +29,7 @@ CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
         f"dsnet({FINE}, per='dim', ratios=(0.3, 0.6, 1.0))",
     ),
     "lcnet": (),
+    "routing": (),
 }
 """More than the default, per method. The default itself may leave a tiny network nothing to choose."""
 
@@ -39,6 +40,11 @@ DECIDING: Mapping[str, tuple[str, ...]] = {
         "dsnet(per='stage', divisor=1, minimum=1)",
     ),
     "lcnet": ("lcnet(channels=False)", "lcnet(bits=True, hidden=4, block=2)", "lcnet", "lcnet(layers=False)"),
+    "routing": (
+        "routing(candidates=('identity', 'lowrank'))",
+        "routing(candidates=('narrow', 'separable3', 'lowrank'), top=1, per=connection, hidden=0)",
+        "routing(connections=steps, candidates=('identity', 'narrow'))",
+    ),
 }
 """Configurations with decision nets, per method."""
 
@@ -55,6 +61,9 @@ COMPOSED = [
     ],
     ["lcnet", f"dsnet({FINE}, embedding=True, per='stage', exclude='fc1|mlp|conv1')"],
     ["dsnet(divisor=1, minimum=1)", "lcnet"],
+    ["routing(candidates=('identity', 'lowrank'))", "dsnet(divisor=1, minimum=1)"],
+    ["dsnet(divisor=1, minimum=1)", "routing(candidates=('identity', 'lowrank'))"],
+    ["lcnet(layers=False)", "routing(candidates=('identity', 'lowrank'))"],
     [
         f"dsnet({FINE}, embedding=True, exclude='fc1|conv1')",
         "lcnet(channels=False, bits=True)",
@@ -78,6 +87,9 @@ FIXED: tuple[Make, ...] = (
 WITHOUT_PLACE = (handmade.shuffle, handmade.two_inputs)
 """Networks in which no decision net can stand before what it would decide."""
 
+ALSO_WITHOUT = {"routing": (handmade.dense,)}
+"""The same by method: all positions are pooled on the way from one value to the next."""
+
 THIRD_PARTY = (
     "timm:test_resnet",
     "timm:test_efficientnet",
@@ -94,7 +106,12 @@ def pairs() -> list[tuple[Make, str]]:
     turns = {method: CONFIGURATIONS.get(method, (method,)) for method in registry.methods()}
     found = [(make, turn[i % len(turn)]) for turn in turns.values() if turn for i, make in enumerate(FIXED)]
     able = [make for make in FIXED if make not in WITHOUT_PLACE]
-    return found + [(make, turn[i % len(turn)]) for turn in DECIDING.values() for i, make in enumerate(able)]
+    return found + [
+        (make, turn[i % len(turn)])
+        for method, turn in DECIDING.items()
+        for i, make in enumerate(able)
+        if make not in ALSO_WITHOUT.get(method, ())
+    ]
 
 
 @pytest.mark.parametrize(

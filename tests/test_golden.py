@@ -85,6 +85,7 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
     "attention": (Attention, (2, 5, 8), SLICED),
     "layers": (Residual, (2, 3), "lcnet(channels=False)"),
     "channels": (Residual, (2, 3), "lcnet(layers=False, block=4)"),
+    "routes": (Residual, (2, 3), "routing(candidates=('identity', 'lowrank'), hidden=4, rank=0.5)"),
     "depth": (
         Residual,
         (2, 3),

@@ -124,10 +124,31 @@ def _lc(fields: str) -> Method:
     return Method({"resnet": spec, "vit": spec}, _lcnet, shared=0, base="lcnet", targets=(0.7, 0.5, 0.3))
 
 
+_ROUTING = {
+    "resnet": "routing(candidates=('identity', 'separable3', 'narrow', 'lowrank'), grid=2)",
+    "vit": "routing(candidates=('identity', 'narrow', 'lowrank'))",
+}
+
+
+def _routing(effort: Effort, target: float) -> Recipe:
+    """As many epochs as the other methods: a quarter for alternatives, the rest for everything together."""
+    alone = max(1, effort.base // 4)
+    return dc.recipes.routing(
+        target=target,
+        branch_epochs=alone,
+        router_epochs=1,
+        joint_epochs=max(1, effort.base - alone),
+        hard_epochs=max(1, effort.gates - 1),
+        base=Optimization(rate=effort.rate / 2, decay=0.02),
+        gates=Optimization(rate=_GATE_RATE),
+    )
+
+
 METHODS: Mapping[str, Method] = {
     "dsnet": Method(_DSNET, _dsnet, shared=1, base="dsnet"),
     "dsnet-worth": Method(_DSNET, _dsnet_worth, shared=1, base="dsnet"),
     "lcnet": _lc("grid=2"),
     "lcnet-layers": _lc("channels=False, grid=2"),
     "lcnet-channels": _lc("layers=False, grid=2"),
+    "routing": Method(_ROUTING, _routing, shared=1, base="routing"),
 }

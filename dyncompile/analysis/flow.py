@@ -53,7 +53,7 @@ _SECOND_IS_SHAPE = frozenset(("view_as", "reshape_as", "expand_as", "type_as"))
 _MAY_ALIAS = frozenset(
     (
         *("reshape", "reshape_as", "flatten", "contiguous", "to", "type_as", "dropout", "chunk", "getitem"),
-        *("gain", "scale"),
+        *("gain", "mix", "scale"),
     )
 )
 """Operators that return a view at times, though their schema does not say so."""
@@ -287,7 +287,7 @@ def memory_of(nodes: Iterable[fx.Node], passed_on: Mapping[fx.Node, fx.Node]) ->
     origin: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         read = node.all_input_nodes
-        source = read[0] if read and _aliases(node) else passed_on.get(node)
+        source = passed_on.get(node, read[0] if read and _aliases(node) else None)
         origin[node] = origin[source] if source is not None else node
     return origin
 

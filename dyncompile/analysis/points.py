@@ -104,10 +104,10 @@ def _point(
     if not value.is_floating_point():
         return None
     shape = tuple(int(size) for size in value.shape[1:])
-    return Point(name, {"eval": name, "train": partner}, _channel_axis(found), shape, branch)
+    return Point(name, {"eval": name, "train": partner}, channel_axis(found), shape, branch)
 
 
-def _channel_axis(dims: TensorType) -> int:
+def channel_axis(dims: TensorType) -> int:
     """The axis with elastic dims, else where the layouts [B, C, H, W] and [B, N, C] have it."""
     moving = [axis for axis, dim in enumerate(dims) if elastics(dim)]
     if moving:

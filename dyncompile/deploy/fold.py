@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +16,7 @@ from dyncompile.analysis.skips import Skip, find_skips
 from dyncompile.program import POLICY
 from dyncompile.runtime import ops
 from dyncompile.state import STATE_PREFIX
-from dyncompile.torchlib import map_nodes
+from dyncompile.torchlib import items, map_nodes
 
 aten = torch.ops.aten
 _ARITHMETIC: tuple[Callable[..., Any], ...] = (operator.mul, operator.add)
@@ -43,9 +43,13 @@ class _Folder:
         self._names: dict[fx.Node, str] = {}
         self._static: dict[fx.Node, fx.Node] = {}
         self._last_read: fx.Node | None = None
-        skips = [skip for skip in find_skips(source) if self._gain(skip.gain) == 0]
-        self._left_out = {node for skip in skips for node in (*skip.body, skip.gain)}
-        self._ends = {skip.exit: skip for skip in skips}
+        self._products = {skip.product: skip for skip in find_skips(source)}
+        idle = [skip for skip in self._products.values() if skip.kept and not any(self._gains(skip.product))]
+        self._ends = {skip.exit: skip for skip in idle}
+        self._left_out = {skip.product for skip in idle}
+        for skip in self._products.values():
+            for one, gain in zip(skip.alternatives, self._gains(skip.product), strict=True):
+                self._left_out.update(one.body if gain == 0 else ())
         self.graph = fx.Graph()
         self.state: dict[str, Tensor] = {}
 
@@ -54,8 +58,8 @@ class _Folder:
             return
         if node in self._ends:
             self._static[node] = self._without_branch(self._ends[node])
-        elif node.target is ops.gain:
-            self._static[node] = self._multiplied(node, self._gain(node))
+        elif node.target in (ops.gain, ops.mix):
+            self._static[node] = self._multiplied(node)
         elif node.target is ops.scale:
             self._static[node] = self._scaled(node)
         elif node.op == "placeholder" and node.target == POLICY:
@@ -72,19 +76,43 @@ class _Folder:
 
     # -- gains --------------------------------------------------------------------------------
 
-    def _gain(self, node: fx.Node) -> float:
-        """The gain that all rows have at a branch."""
+    def _gains(self, node: fx.Node) -> list[float]:
+        """What all rows multiply the operands of a product by."""
         _, decision, weights, _ = node.args
         rows = self._policy.decide(decision.args[1], ()).rows[:1]  # pyright: ignore
-        return float(rows[0] @ rows.new_tensor(weights)) if len(rows) else 1.0
+        several = items(weights) if node.target is ops.mix else [weights]
+        if not len(rows):
+            return [1.0, *[0.0] * (len(several) - 1)]
+        return [float(rows[0] @ rows.new_tensor(own)) for own in several]
 
     def _without_branch(self, skip: Skip) -> fx.Node:
-        kept = self._operand(skip.kept)
+        kept = self._operand(cast(fx.Node, skip.kept))
         return self._call(skip.exit, aten.clone.default, (kept,)) if skip.exit in skip.rewritten else kept
 
-    def _multiplied(self, node: fx.Node, factor: float) -> fx.Node:
-        output = self._operand(node.args[0])  # pyright: ignore
-        return output if factor == 1 else self._call(node, aten.mul.Tensor, (output, factor))
+    def _multiplied(self, node: fx.Node) -> fx.Node:
+        """The operands of a product that have a gain, each times it, summed."""
+        gains, operands = self._gains(node), items(node.args[0])
+        taken = [(x, gain) for x, gain in zip(operands, gains, strict=True) if gain] or [(operands[0], 0.0)]
+        parts = [self._times(node, self._operand(x), gain) for x, gain in taken]
+        if parts == [self._operand(x) for x, _ in taken[:1]] and self._is_borrowed(node, taken[0][0]):
+            return self._call(node, aten.clone.default, (parts[0],))
+        total = parts[0]
+        for part in parts[1:]:
+            total = self._call(node, aten.add.Tensor, (total, part))
+        return total
+
+    def _times(self, node: fx.Node, x: fx.Node, factor: float) -> fx.Node:
+        return x if factor == 1 else self._call(node, aten.mul.Tensor, (x, factor))
+
+    def _is_borrowed(self, node: fx.Node, operand: fx.Node) -> bool:
+        """Whether a product would be the memory of something else, and is written into."""
+        skip = self._products.get(node)
+        owned = skip is not None and not {skip.exit, skip.last}.isdisjoint(skip.rewritten)
+        return (
+            skip is not None
+            and owned
+            and any(one.borrowed for one in skip.alternatives if one.output is operand)
+        )
 
     def _scaled(self, node: fx.Node) -> fx.Node:
         """Times a constant: one gain per position of an axis, the same for all rows."""

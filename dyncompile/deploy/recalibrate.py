@@ -31,7 +31,7 @@ from dyncompile.errors import InputError, SpecError
 from dyncompile.gate import without_gates
 from dyncompile.policies import Learned
 from dyncompile.processes import total
-from dyncompile.program import POLICY, SWITCHES, Decision, copy_graph
+from dyncompile.program import POLICY, SWITCHES, WEIGHTS, Decision, copy_graph
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import compile_graph
 from dyncompile.runtime.model import DynamicModel
@@ -54,9 +54,9 @@ def recalibrate(dyn: DynamicModel, batches: Iterable[Batch], *, limit: int = 100
     """Reset and estimate the running statistics of every uniform column (all choices at the same one).
 
     Other choices run at full capacity. The source's own statistics, which are those of the full columns, are
-    left alone, so that the model still equals its source there; only where learned gains or bits decide what
-    runs, they become those of the learned routes. On several processes each gives its own batches, and all
-    get the statistics of all samples.
+    left alone, so that the model still equals its source there; only where learned gains, bits or weights
+    decide what runs, they become those of the learned routes. On several processes each gives its own
+    batches, and all get the statistics of all samples.
 
     Args:
         dyn: any dynamic model; nothing happens where no norm has private statistics (layer norms).
@@ -77,7 +77,7 @@ def recalibrate(dyn: DynamicModel, batches: Iterable[Batch], *, limit: int = 100
     for columns, wanted in _rounds(dyn, sites, full):
         for name, value in _statistics(dyn, columns, wanted, islice(again, limit)).items():
             tensors[name].copy_(value)
-    if any(dyn.choices[name].domain in SWITCHES for name in dyn.priced.intersection(dyn.gated)):
+    if any(dyn.choices[name].domain in {*SWITCHES, *WEIGHTS} for name in dyn.priced.intersection(dyn.gated)):
         shared = [site for site in sites if site.choice is None]
         for name, value in _learned(dyn, shared, islice(again, limit)).items():
             tensors[name].copy_(value)
@@ -98,8 +98,8 @@ class _Site:
         return self.means[column], self.variances[column]
 
     def is_private(self, columns: Columns) -> bool:
-        """Whether its statistics there are not the source's own."""
-        return self.at(columns)[0].startswith(f"{STATE_PREFIX}.")
+        """Whether a choice has it keep statistics there that are not the source's own."""
+        return self.choice is not None and self.at(columns)[0].startswith(f"{STATE_PREFIX}.")
 
 
 def _sites(dyn: DynamicModel) -> list[_Site]:

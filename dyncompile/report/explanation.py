@@ -9,10 +9,10 @@ import torch
 
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.macs import covered, evaluate
-from dyncompile.analysis.skips import Skip, find_skips
+from dyncompile.analysis.skips import Alternative, Skip, find_skips
 from dyncompile.gate import Gate
 from dyncompile.plan import Plan, Site
-from dyncompile.policies import Smallest
+from dyncompile.policies import Full, Policy, Smallest
 from dyncompile.program import Choice, Domain, Program
 from dyncompile.report.patterns import fold, patterns, template
 from dyncompile.runtime.model import DynamicModel
@@ -108,6 +108,8 @@ class Explanation:
     Attributes:
         smallest_macs: share of the source's MACs with every choice at its cheapest.
         decision_macs: MACs per sample of the decision nets, on top of the path.
+        stored_parameters: elements of all parameters, those that passes inserted included.
+        active_parameters: elements that the path reads with every choice at full, and at its cheapest.
         rejections: what the passes looked at and left alone.
         static: other parameter axes that nothing can resize.
         unmodeled: operator -> number of nodes whose cost is unknown and in no number here.
@@ -120,6 +122,8 @@ class Explanation:
     choices: tuple[ChoiceSummary, ...]
     smallest_macs: float
     decision_macs: float
+    stored_parameters: int
+    active_parameters: tuple[float, float]
     sites: tuple[SiteGroup, ...]
     rejections: tuple[ReasonGroup, ...]
     static: tuple[ReasonGroup, ...]
@@ -146,6 +150,8 @@ def explain(dyn: DynamicModel) -> Explanation:
         choices=tuple(_choice(dyn, choice, sites, skips) for choice in dyn.choices.values()),
         smallest_macs=_share(smallest, dyn.static_macs),
         decision_macs=dyn.decision_macs,
+        stored_parameters=dyn.stored_parameters,
+        active_parameters=(_active(dyn, Full()), _active(dyn, Smallest())),
         sites=_site_groups(sites),
         rejections=_grouped((r.reason, r.line, r.name) for plan in plans for r in plan.rejections),
         static=_grouped(_static_axes(facts, plans)),
@@ -157,6 +163,10 @@ def explain(dyn: DynamicModel) -> Explanation:
         refusals=_grouped((r.reason, r.line or "", r.name) for r in facts.regions.refusals),
         notes=dyn.program.notes,
     )
+
+
+def _active(dyn: DynamicModel, policy: Policy) -> float:
+    return float(dyn.active_parameters(plan_route(policy, dyn.choices, 1))[0])
 
 
 def _source(dyn: DynamicModel) -> Source:
@@ -211,6 +221,9 @@ def _gate(gate: Gate) -> str:
 def _columns(dyn: DynamicModel, choice: Choice, skips: Sequence[Skip]) -> Iterator[Column]:
     """Every column of a one-hot choice; the two ends of any other."""
     whole = dyn.facts.narrowed_numel({})
+    if choice.domain is Domain.SIMPLEX:
+        yield from _alternatives(dyn, choice)
+        return
     if choice.domain is not Domain.ONE_HOT:
         left = _share(_needed(dyn, choice, skips), whole)
         for label, row, share in (("smallest", choice.smallest, left), ("full", choice.full, 1.0)):
@@ -223,12 +236,27 @@ def _columns(dyn: DynamicModel, choice: Choice, skips: Sequence[Skip]) -> Iterat
         yield Column(label, _macs_share(dyn, choice, choice.row(i)), parameters)
 
 
+def _alternatives(dyn: DynamicModel, choice: Choice) -> Iterator[Column]:
+    """Every alternative alone; parameters are those of the path."""
+    whole = float(dyn.active_parameters(dyn.route({}))[0])
+    for i in range(choice.width):
+        route = {**dyn.route({}), choice.name: torch.tensor([choice.row(i)])}
+        share = _share(float(dyn.active_parameters(route)[0]), whole)
+        label = choice.labels[i] if choice.labels else str(i)
+        yield Column(label, _macs_share(dyn, choice, choice.row(i)), share)
+
+
 def _needed(dyn: DynamicModel, choice: Choice, skips: Sequence[Skip]) -> int:
     """Parameter elements that are left where nothing is on: no body of a branch, one block of channels."""
     picked = {name: one.block for name, one in dyn.program.picked.items() if one.choice == choice.name}
-    bodies = [skip.body for skip in skips if skip.condition[0] == choice.name]
-    reads = {str(node.target) for body in bodies for node in body if node.op == "get_attr"}
+    own = [one for skip in skips if skip.choice == choice.name for one in skip.alternatives]
+    off = [one for one in own if not _is_on(one, choice.smallest)]
+    reads = {str(node.target) for one in off for node in one.body if node.op == "get_attr"}
     return dyn.facts.narrowed_numel(picked) - sum(dyn.facts.parameters.get(name, 0) for name in reads)
+
+
+def _is_on(one: Alternative, row: tuple[float, ...]) -> bool:
+    return sum(a * b for a, b in zip(row, one.condition[1], strict=True)) != 0
 
 
 def _macs_share(dyn: DynamicModel, choice: Choice, row: tuple[float, ...]) -> float:

@@ -77,6 +77,10 @@ def _source(one: Explanation) -> Iterator[Row]:
     yield Row(("elastic dims", str(one.source.elastic_dims)))
     yield Row(("residual branches", str(one.source.branches)))
     yield Row(("MACs with all choices at their cheapest", percent(one.smallest_macs)))
+    if one.stored_parameters > one.source.parameters:
+        full, least = (f"{count:,.0f}" for count in one.active_parameters)
+        yield Row(("parameters stored, with what passes inserted", f"{one.stored_parameters:,}"))
+        yield Row(("parameters active at full capacity / at the cheapest", f"{full} / {least}"))
     if one.decision_macs:
         yield Row(("MACs of decision nets, on top", quantity(one.decision_macs)))
 

@@ -1,18 +1,22 @@
 """Branches that only some rows run: gather, run, scatter back in order.
 
-exit = kept;  exit[rows] += alpha * gain[rows] * body(taken[rows])        rows: those of gain above 0
+    total = kept;  total[rows_k] += alpha * gain_k[rows_k] * body_k(taken[rows_k])      rows_k: gain_k above 0
+
+Without anything kept, `total` starts at 0; where every row takes one branch it is put together from these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dyncompile.analysis.dims.call import Type
+from dyncompile.errors import RouteError
 from dyncompile.program import Decision
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward
@@ -29,91 +33,182 @@ class Narrowable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The end of a branch, as a function of the rows that reach it.
+    """One branch, as a function of the rows that take it.
 
     Attributes:
         body: ``(policy, *taken)`` -> what is added.
         weights: the gain of a row is ``decision @ weights``.
-        alpha: factor in the sum.
-        in_place: the source adds into the memory of the branch's output.
-        rectified: a ReLU follows, which is part of this.
-        owned: something writes into the result later, so it must not be the memory of `kept`.
-        positive: `kept` is the output of a ReLU, which another leaves as it is.
-        dying: nothing reads `kept` afterwards: without gradients the sum takes its memory.
-        kept: type of the other operand.
-        takes: types of what the body reads.
+        takes: which of the values that the join takes the body reads.
+        borrowed: what the body gives may be the memory of something else.
     """
 
     body: GraphForward
     weights: tuple[float, ...]
+    takes: tuple[int, ...]
+    borrowed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a branch gave, times its gains.
+
+    `rows` [n] are positions of the rows that took it; None: all.
+    """
+
+    output: Tensor
+    rows: Tensor | None
+    borrowed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """The end of branches, as a function of the rows that reach it.
+
+    Attributes:
+        branches: what is added.
+        alpha: factor of the branches in the sum.
+        in_place: the source adds into the memory of the branch's output.
+        rectified: a ReLU follows, which is part of this.
+        owned: something writes into the result later, so it must not be the memory of anything else.
+        positive: what is kept is the output of a ReLU, which another leaves as it is.
+        dying: nothing reads what is kept afterwards: without gradients the sum takes its memory.
+        type: of what is kept, or of the sum where nothing is.
+        takes: types of what the bodies read.
+    """
+
+    branches: tuple[Branch, ...]
     alpha: float
     in_place: bool
     rectified: bool
     owned: bool
     positive: bool
     dying: bool
-    kept: Type
+    type: Type
     takes: tuple[Type, ...]
 
     def named(self, name: str) -> Callable[..., Tensor]:
         """A function that graphs can call."""
 
-        def run(policy: Narrowable, decision: Decision, kept: Tensor, *taken: Any) -> Tensor:
+        def run(policy: Narrowable, decision: Decision, kept: Tensor | None, *taken: Any) -> Tensor:
             return self.run(policy, decision, kept, *taken)
 
         run.__name__ = run.__qualname__ = name
         return run
 
-    def run(self, policy: Narrowable, decision: Decision, kept: Tensor, *taken: Any) -> Tensor:
-        """``kept`` plus the branch, which runs for the rows that need it."""
-        gains = ops.weighted(decision, self.weights)
-        rows = (gains.detach() != 0).nonzero().flatten()
-        axis = batch_axis(self.kept) or 0
-        if not len(rows) and len(gains):
+    def run(self, policy: Narrowable, decision: Decision, kept: Tensor | None, *taken: Any) -> Tensor:
+        """What is kept plus the branches, each of which runs for the rows that need it."""
+        count = len(decision.rows)
+        parts: list[Part] = []
+        for branch in self.branches if count else self.branches[:1]:
+            part = self._part(branch, policy, decision, taken)
+            parts += [] if part is None else [part]
+        if kept is None:
+            return self._together(parts, count)
+        if not parts:
             return self._kept(kept)
-        if len(rows) == len(gains):
-            (output,) = self.body(policy, *taken)
-            return self._rectified(self._sum(kept, ops.times(output, gains, axis)))
-        some = [
-            select_rows(value, found, rows, len(gains))
-            for value, found in zip(taken, self.takes, strict=True)
-        ]
-        (output,) = self.body(policy.narrowed(rows), *some)
-        output = ops.times(output, gains[rows], axis)
-        return self._added(kept, axis, rows.to(kept.device), output, len(gains))
+        if len(parts) == 1 and parts[0].rows is None:
+            return self._rectified(self._sum(kept, parts[0]))
+        return self._added(kept, parts, count)
+
+    def _part(
+        self, branch: Branch, policy: Narrowable, decision: Decision, taken: Sequence[Any]
+    ) -> Part | None:
+        """What a branch gives; None where no row needs it."""
+        gains = ops.weighted(decision, branch.weights)
+        count, axis = len(gains), self._axis
+        rows = (gains.detach() != 0).nonzero().flatten()
+        if not len(rows) and count:
+            return None
+        reads = [(taken[i], self.takes[i]) for i in branch.takes]
+        if len(rows) == count:
+            (output,) = branch.body(policy, *(value for value, _ in reads))
+            scaled = ops.times(output, gains, axis)
+            return Part(scaled, None, branch.borrowed and scaled is output)
+        some = [select_rows(value, found, rows, count) for value, found in reads]
+        (output,) = branch.body(policy.narrowed(rows), *some)
+        return Part(ops.times(output, gains[rows], axis), rows.to(output.device), False)
+
+    @property
+    def _axis(self) -> int:
+        return batch_axis(self.type) or 0
+
+    # -- nothing is kept ----------------------------------------------------------------------
+
+    def _together(self, parts: Sequence[Part], count: int) -> Tensor:
+        """The sum of the parts, all `count` rows."""
+        whole = [part.output for part in parts if part.rows is None]
+        some = [(part.output, part.rows) for part in parts if part.rows is not None]
+        if not parts:
+            raise RouteError("no row gives any alternative a weight", fix="rows of such a choice sum to 1")
+        if not some:
+            total = reduce(torch.add, whole)
+            return total.clone() if self.owned and len(whole) == 1 and parts[0].borrowed else total
+        axis, dtype = self._axis, _widest(part.output for part in parts)
+        pieces = [(_by_row(x.to(dtype), axis, len(rows)), rows) for x, rows in some]
+        shape = list(pieces[0][0].shape)
+        shape[axis] = count
+        total = pieces[0][0].new_zeros(shape)
+        for piece, rows in pieces:
+            total.index_add_(axis, rows, piece)
+        total = total if len(shape) == some[0][0].dim() else total.flatten(axis, axis + 1)
+        return reduce(torch.add, whole, total)
+
+    # -- something is kept --------------------------------------------------------------------
 
     def _kept(self, kept: Tensor) -> Tensor:
-        """What is left where no row needs the branch."""
+        """What is left where no row needs a branch."""
         if self.rectified and not self.positive:
             return kept.relu()
         return kept.clone() if self.owned else kept
 
-    def _sum(self, kept: Tensor, output: Tensor) -> Tensor:
-        if self.in_place:
-            return output.add_(kept)
-        return torch.add(kept, output, alpha=self.alpha)
+    def _sum(self, kept: Tensor, part: Part) -> Tensor:
+        if self.in_place and not part.borrowed:
+            return part.output.add_(kept)
+        return torch.add(kept, part.output, alpha=self.alpha)
 
     def _rectified(self, total: Tensor) -> Tensor:
         """`total` is new memory, and the gradient of a sum needs none of its values."""
         return total.relu_() if self.rectified else total
 
-    def _added(self, kept: Tensor, axis: int, rows: Tensor, output: Tensor, count: int) -> Tensor:
-        """`kept` with `output` added to some of its `count` rows, which lie outermost in `axis`."""
-        wide = torch.promote_types(kept.dtype, output.dtype)  # autocast leaves the two sides different
-        kept, output = kept.to(wide), output.to(wide)
-        by_row = kept if kept.shape[axis] == count else torch.unflatten(kept, axis, (count, -1))
+    def _added(self, kept: Tensor, parts: Sequence[Part], count: int) -> Tensor:
+        """`kept` with parts added to some of its `count` rows, which lie outermost in the batch's axis."""
+        axis = self._axis
+        wide = _widest((kept, *(part.output for part in parts)))  # autocast leaves the sides different
+        kept = kept.to(wide)
+        by_row = _by_row(kept, axis, count)
+        learns = torch.is_grad_enabled()
+        total = by_row
+        if not learns and not (self.dying and by_row.is_contiguous()):
+            total = by_row.clone()
+        touched: list[Tensor] = []
+        for part in parts:
+            rows = torch.arange(count, device=kept.device) if part.rows is None else part.rows.to(kept.device)
+            some = self._fitted(part.output.to(wide), kept, rows, count)
+            if learns:
+                total = total.index_add(axis, rows, some, alpha=self.alpha)
+            else:
+                total.index_add_(axis, rows, some, alpha=self.alpha)
+            touched.append(rows)
+        if self.rectified and self.positive and not learns and len(touched) == 1:
+            rows = touched[0]  # the other rows are as a ReLU left them
+            total.index_copy_(axis, rows, total.index_select(axis, rows).relu_())
+        elif self.rectified:
+            total.relu_()
+        return total.flatten(axis, axis + 1) if by_row is not kept else total
+
+    def _fitted(self, output: Tensor, kept: Tensor, rows: Tensor, count: int) -> Tensor:
+        """What a branch gave for some rows, in the shape of these rows of `kept`."""
+        axis = self._axis
         shape = list(kept.shape)
         shape[axis] = shape[axis] // count * len(rows)
         some = output.expand(shape)  # a branch may be broadcast against what it is added to
-        if by_row is not kept:
-            some = torch.unflatten(some, axis, (len(rows), -1))
-        if torch.is_grad_enabled():
-            total = self._rectified(by_row.index_add(axis, rows, some, alpha=self.alpha))
-        else:
-            total = by_row if self.dying and by_row.is_contiguous() else by_row.clone()
-            total.index_add_(axis, rows, some, alpha=self.alpha)
-            if self.rectified and self.positive:  # the other rows are as a ReLU left them
-                total.index_copy_(axis, rows, total.index_select(axis, rows).relu_())
-            elif self.rectified:
-                total.relu_()
-        return total if kept.shape[axis] == count else total.flatten(axis, axis + 1)
+        return some if kept.shape[axis] == count else torch.unflatten(some, axis, (len(rows), -1))
+
+
+def _by_row(x: Tensor, axis: int, count: int) -> Tensor:
+    """`x` with one position per row in `axis`, and what else lay there in the axis after it."""
+    return x if x.shape[axis] == count else torch.unflatten(x, axis, (count, -1))
+
+
+def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
+    return reduce(torch.promote_types, (x.dtype for x in tensors))

@@ -13,8 +13,7 @@ from torch import Tensor, fx, nn
 from dyncompile.analysis.dims.algebra import BATCH
 from dyncompile.analysis.dims.call import Type
 from dyncompile.analysis.facts import Facts, analyze
-from dyncompile.analysis.skips import find_skips
-from dyncompile.cost import Macs
+from dyncompile.cost import Macs, parameter_costs
 from dyncompile.errors import InputError, RouteError
 from dyncompile.gate import without_gates
 from dyncompile.plan import Plan
@@ -23,6 +22,7 @@ from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Route
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.dense import densify, unmaskable
+from dyncompile.runtime.flat import flatten, side_by_side
 from dyncompile.runtime.segments import Segment, cut, parting
 from dyncompile.runtime.sparse import SparseRun
 from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
@@ -66,7 +66,8 @@ class DynamicModel(nn.Module):
             object.__setattr__(self, attribute, getattr(program.state, attribute))
         plain: dict[Mode, fx.Graph] = {mode: without_gates(program.graphs[mode]) for mode in MODES}
         self._plain = plain
-        self._forwards = {mode: compile_graph(plain[mode], mode, program.state) for mode in MODES}
+        self._flat = {mode: flatten(plain[mode], program.choices) for mode in MODES}
+        self._forwards = {mode: compile_graph(self._flat[mode].graph, mode, program.state) for mode in MODES}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
         self._dense: dict[Mode, GraphForward] = {}
 
@@ -108,22 +109,10 @@ class DynamicModel(nn.Module):
             return self._run_dense(flat, rows, policy)
         planned: Route = {} if asks else plan_route(policy, self.choices, rows)
         groups = [] if asks else group_rows(planned, self.choices, rows, self._parting)
-        if len(groups) == 1 and not self._skips(planned):
+        if len(groups) == 1 and self._flat["eval"].serves(planned):
             outputs = self._forwards[self.mode](groups[0], *flat)
             return Record(self.program.signature.unflatten(outputs), planned, {})
         return self._run_sparse(flat, rows, policy, planned)
-
-    def _skips(self, route: Route) -> bool:
-        """Whether some row leaves out a branch."""
-        return any(
-            bool((route[choice] @ torch.tensor(weights).to(route[choice]) == 0).any())
-            for choice, weights in self._conditions
-        )
-
-    @cached_property
-    def _conditions(self) -> list[tuple[str, tuple[float, ...]]]:
-        """What decides whether branches run."""
-        return list(dict.fromkeys(skip.condition for skip in find_skips(self._plain["eval"])))
 
     @cached_property
     def _parting(self) -> set[str]:
@@ -190,6 +179,22 @@ class DynamicModel(nn.Module):
             for values, found in zip(zip(*parts, strict=True), types, strict=True)
         ]
 
+    def alternatives(self, *args: Any, **kwargs: Any) -> list[tuple[Tensor, Tensor]]:
+        """(what the source computes, an alternative's output) for all alternatives with parameters.
+
+        Everything runs at full capacity in evaluation mode, so that alternatives see what the source's parts
+        see; norms inside alternatives alone use, and update, the statistics of the batch.
+        """
+        flat = self.program.signature.flatten(args, kwargs)
+        rows = self.program.signature.rows(flat)
+        (group,) = group_rows(plan_route(Full(), self.choices, rows), self.choices, rows, ())
+        found = self._pairs(group, *flat)
+        return list(zip(found[::2], found[1::2], strict=True))
+
+    @cached_property
+    def _pairs(self) -> GraphForward:
+        return compile_graph(side_by_side(self._plain["eval"]), "alternatives", self.program.state)
+
     # -- facts --------------------------------------------------------------------------------
 
     @property
@@ -244,6 +249,22 @@ class DynamicModel(nn.Module):
     def macs(self, route: Route) -> Tensor:
         """MACs of the path of each row of a route: float64 [B]; decision nets are not in it."""
         return self._path_cost(route)
+
+    def active_parameters(self, route: Route) -> Tensor:
+        """Parameter elements that the path of each row of a route reads: float64 [B].
+
+        Those of a branch count where it runs, of narrowed weights what is left. Decision nets are not in it.
+        """
+        return self._parameter_cost(route)
+
+    @cached_property
+    def _parameter_cost(self) -> Macs:
+        return Macs(self.program, parameter_costs(self.program.graphs["eval"], self.facts))
+
+    @cached_property
+    def stored_parameters(self) -> int:
+        """Parameter elements of the whole model: the source's, all alternatives', decision nets'."""
+        return sum(self.facts.parameters.values())
 
     @property
     def priced(self) -> frozenset[str]:

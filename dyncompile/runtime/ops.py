@@ -152,6 +152,31 @@ def gain(output: Tensor, decision: Decision, weights: tuple[float, ...], batch: 
     return times(output, weighted(decision, weights), batch)
 
 
+def mix(
+    outputs: Sequence[Tensor], decision: Decision, weights: tuple[tuple[float, ...], ...], batch: int
+) -> Tensor:
+    """Alternatives of one shape, each times its weight per row: ``sum_k (rows @ weights[k]) * outputs[k]``.
+
+    `batch` is the axis of the rows. Where one alternative alone has weight 1 in all rows it is that output.
+    A row whose weights are all 0 is 0. Execution that skips runs every alternative for the rows that give it
+    a weight; here all have run, and an alternative that no row takes is left out (0 * inf is nan).
+    """
+    shares = [weighted(decision, own) for own in weights]
+    if len(outputs) == 1:
+        return times(outputs[0], shares[0], batch)
+    taken = [(x, one) for x, one in zip(outputs, shares, strict=True) if _matters(one)] or [
+        (outputs[0], shares[0])
+    ]
+    if len(taken) == 1 and _is_neutral(taken[0][1]):
+        return taken[0][0].clone()  # what follows may write into it, and it may be something else's memory
+    first, *others = (x * _per_row(one[:, None], x, batch, batch) for x, one in taken)
+    return sum(others, first)
+
+
+def _matters(gains: Tensor) -> bool:
+    return (torch.is_grad_enabled() and gains.requires_grad) or bool((gains != 0).any())
+
+
 def weighted(decision: Decision, weights: tuple[float, ...]) -> Tensor:
     """``rows @ weights``: float [rows]."""
     return decision.rows @ decision.rows.new_tensor(weights)

@@ -21,10 +21,10 @@ from torch import fx
 from dyncompile.analysis.dims.algebra import BATCH, elastics
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.flow import carries_tensor
-from dyncompile.analysis.skips import Skip, find_skips
+from dyncompile.analysis.skips import Alternative, Skip, find_skips
 from dyncompile.program import POLICY, Program
 from dyncompile.runtime import ops
-from dyncompile.runtime.branches import Branch
+from dyncompile.runtime.branches import Branch, Join
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.rows import batch_axis
 
@@ -69,7 +69,7 @@ class _Cutter:
         self.ends = {skip.last: skip for skip in skips}
         self._owner: dict[fx.Node, Skip] = {}
         for skip in sorted(skips, key=lambda skip: -len(skip.body)):  # the innermost comes last
-            self._owner.update(dict.fromkeys({*skip.body, skip.gain, skip.exit} - {skip.last}, skip))
+            self._owner.update(dict.fromkeys({*skip.body, skip.product, skip.exit} - {skip.last}, skip))
         self._place()
         names = range(len(self._decisions))
         self._pieces = [_Piece(self, self.nodes_of(i), f"segment {i}") for i in names]
@@ -118,9 +118,9 @@ class _Cutter:
         heavy = [n for n in self._graph.nodes if n.op != "placeholder" and not self.is_light(n)]
         return [node for node in heavy if node not in self._owner and self._home[node] == index]
 
-    def body_of(self, skip: Skip) -> list[fx.Node]:
-        """The nodes that run in the body of a branch and in none inside it."""
-        return [node for node in skip.body if not self.is_light(node) and self._owner[node] is skip]
+    def body_of(self, skip: Skip, one: Alternative) -> list[fx.Node]:
+        """The nodes that run in the body of an alternative and in none inside it."""
+        return [node for node in one.body if not self.is_light(node) and self._owner[node] is skip]
 
     def segments(self) -> list[Segment]:
         """All segments, compiled."""
@@ -205,28 +205,45 @@ class _Piece:
         return self._env[node]
 
     def _join(self, skip: Skip) -> None:
-        """The sum at the end of a branch, as a call that runs the body for the rows that need it."""
-        body = _Piece(self._cutter, self._cutter.body_of(skip), f"body of {skip.exit}")
-        self.decisions |= body.decisions
-        taken = list(body.inputs)
+        """The sum where branches end, as a call that runs each for the rows that need it."""
+        bodies = [self._body(skip, one) for one in skip.alternatives]
+        taken = list(dict.fromkeys(node for body in bodies for node in body.inputs))
         types = self._cutter.types
-        branch = Branch(
-            body=body.compiled([skip.output]),
-            weights=skip.condition[1],
+        branches = [
+            Branch(
+                body=body.compiled([one.output]),
+                weights=one.condition[1],
+                takes=tuple(taken.index(node) for node in body.inputs),
+                borrowed=one.borrowed,
+            )
+            for body, one in zip(bodies, skip.alternatives, strict=True)
+        ]
+        join = Join(
+            branches=tuple(branches),
             alpha=skip.alpha,
-            in_place=skip.exit.target is aten.add_.Tensor and skip.exit.args[0] is skip.gain,
+            in_place=skip.exit.target is aten.add_.Tensor and skip.exit.args[0] is skip.product,
             rectified=skip.last is not skip.exit,
             owned=skip.last in skip.rewritten,
             positive=skip.positive,
             dying=skip.dying,
-            kept=types.get(skip.kept.name),
+            type=types.get((skip.kept or skip.product).name),
             takes=tuple(types.get(node.name) for node in taken),
         )
-        decision = self._operand(skip.gain.all_input_nodes[1])
-        operands = [self._operand(node) for node in (skip.kept, *taken)]
-        self._env[skip.last] = self._graph.call_function(
-            branch.named(f"branch_{skip.exit}"), (self._policy, decision, *operands)
-        )
+        decision = next(n for n in skip.product.all_input_nodes if n.target is ops.decide)
+        kept = None if skip.kept is None else self._operand(skip.kept)
+        operands = [self._operand(node) for node in (decision, *taken)]
+        arguments = (self._policy, operands[0], kept, *operands[1:])
+        self._env[skip.last] = self._graph.call_function(join.named(f"join_{skip.exit}"), arguments)
+
+    def _body(self, skip: Skip, one: Alternative) -> _Piece:
+        body = _Piece(self._cutter, self._cutter.body_of(skip, one), f"body of {one.output}")
+        body.needs(one.output)
+        self.decisions |= body.decisions
+        return body
+
+    def needs(self, node: fx.Node) -> None:
+        """See that a value is there, if only as an input."""
+        self._operand(node)
 
     def _take(self, node: fx.Node) -> None:
         with self._graph.inserting_after(self._last_input):

@@ -14,11 +14,12 @@ from dyncompile.program import Choice, Domain
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.phase import Moment
 
-COLUMNS = (Domain.ONE_HOT,)
-"""Domains whose rows pick one of several columns."""
+COLUMNS = (Domain.ONE_HOT, Domain.SIMPLEX)
+"""Domains whose rows pick one of several columns, or some of them by shares that sum to 1."""
 
 _ACTS = {
     Domain.ONE_HOT: "picks one of several columns",
+    Domain.SIMPLEX: "weighs several alternatives",
     Domain.GAINS: "scales parts and switches them off",
     Domain.BITS: "switches parts on and off",
 }

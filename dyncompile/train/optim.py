@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from dyncompile.errors import CheckpointError, SpecError
 from dyncompile.runtime.model import DynamicModel
-from dyncompile.state import GATES
+from dyncompile.state import GATES, STATE_PREFIX
 from dyncompile.train.accelerated import World
 from dyncompile.train.phase import Optimization, Phase, Schedule
 
@@ -44,8 +44,7 @@ def is_gate(name: str) -> bool:
 
 def trainable(dyn: DynamicModel, phase: Phase) -> Named:
     """The parameters that a phase moves, by name; tied ones once. Raises SpecError where there are none."""
-    wanted = {"all": (True, False), "gates": (True,), "base": (False,)}[phase.trains]
-    named = {name: p for name, p in dyn.named_parameters() if is_gate(name) in wanted}
+    named = {name: p for name, p in dyn.named_parameters() if _moves(name, phase)}
     if not named:
         raise SpecError(
             f"phase {phase.name!r} trains {phase.trains}, and the model has no such parameters",
@@ -53,6 +52,12 @@ def trainable(dyn: DynamicModel, phase: Phase) -> Named:
             fix="dynamize with decision nets" if phase.trains == "gates" else None,
         )
     return named
+
+
+def _moves(name: str, phase: Phase) -> bool:
+    if phase.trains == "inserted":
+        return name.startswith(f"{STATE_PREFIX}.") and not is_gate(name)
+    return phase.trains == "all" or is_gate(name) == (phase.trains == "gates")
 
 
 @contextmanager

@@ -149,7 +149,8 @@ class Phase:
         name: shown, logged, and part of checkpoints' names.
         turns: forward and backward passes of every step; their gradients add up.
         epochs: passes over the training data.
-        trains: which parameters move: all, the decision nets ("gates"), or everything else ("base").
+        trains: which parameters move: all, the decision nets ("gates"), everything else ("base"), or what
+            passes inserted beside decision nets ("inserted").
         base, gates: optimizer settings of either group. Decision nets never take weight decay.
         schedule: of both learning rates.
         clip: largest norm of the gradient; None does not clip.
@@ -163,7 +164,7 @@ class Phase:
     name: str
     turns: tuple[Turn, ...]
     epochs: int
-    trains: Literal["all", "base", "gates"] = "all"
+    trains: Literal["all", "base", "gates", "inserted"] = "all"
     base: Optimization = field(default_factory=Optimization)
     gates: Optimization = field(default_factory=Optimization)
     schedule: Schedule = field(default_factory=Schedule)
@@ -177,8 +178,8 @@ class Phase:
     def __post_init__(self) -> None:
         if self.epochs < 1 or not self.turns:
             raise SpecError(f"phase {self.name!r} needs at least one epoch and one turn")
-        if self.trains not in ("all", "base", "gates"):
-            raise SpecError(f"phase {self.name!r} trains all, base or gates, not {self.trains!r}")
+        if self.trains not in ("all", "base", "gates", "inserted"):
+            raise SpecError(f"phase {self.name!r} trains all, base, gates or inserted, not {self.trains!r}")
 
 
 @dataclass(frozen=True)

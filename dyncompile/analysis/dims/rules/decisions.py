@@ -29,6 +29,16 @@ def weighted(call: Call) -> TensorType:
     return call.type("output")
 
 
+@rule("mix")
+def mixed(call: Call) -> TensorType:
+    """Alternatives that are summed row by row: they move together."""
+    first, *others = call.types("outputs")
+    for other in others:
+        for one, same in zip(first, other, strict=True):
+            call.env.unify(one, same)
+    return first
+
+
 @rule("gains")
 def columns(call: Call) -> TensorType:
     """One row per sample; what the positions are is known where they meet data."""

@@ -1,0 +1,153 @@
+"""A recipe for models of the pass `routing`: alternatives, routers, all with soft weights, then with hard.
+
+    branches  alternatives learn what they stand in for (`Matching`); the network is frozen
+    routers   decision nets alone, soft Gumbel weights at `tau[0]`; norms keep their statistics
+    joint     everything trains, soft Gumbel weights, the temperature falls from `tau[0]` to `tau[1]`; the
+              budget falls to the target, and the load is balanced more and more
+    hard      selected weights as at inference (straight-through), without noise
+    end       batch-norm statistics are estimated anew; the routers are calibrated to the target where there
+              is validation data
+
+Verified against the abstract of "Dynamic Routing Networks" (2021): weights recalibrated by Gumbel-Softmax
+before the selection. Losses, weights, temperatures and stages are not known to us: all numbers are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dyncompile.errors import SpecError
+from dyncompile.policies import Full, Learned, Policy
+from dyncompile.train.budget import Budget
+from dyncompile.train.columns import check_share
+from dyncompile.train.mixtures import AsSelected, LoadBalance, Matching, RouteDiversity
+from dyncompile.train.objectives import Distillation, TaskLoss
+from dyncompile.train.phase import Clock, Objective, Optimization, Phase, Recipe, Schedule, Turn
+from dyncompile.train.recipes.parts import Always
+
+
+@dataclass(frozen=True, slots=True)
+class Annealed:
+    """Soft noisy decisions whose temperature falls geometrically over the phase."""
+
+    first: float
+    last: float
+
+    def __call__(self, clock: Clock) -> Policy:
+        """The decisions of this step."""
+        return Learned(self.first * (self.last / self.first) ** clock.progress, hard=False, noise=True)
+
+
+def routing(
+    *,
+    target: float | None = 0.5,
+    branch_epochs: int = 1,
+    router_epochs: int = 1,
+    joint_epochs: int = 4,
+    hard_epochs: int = 1,
+    tau: tuple[float, float] = (5.0, 0.5),
+    balance: float = 0.01,
+    diversity: float = 0.0,
+    distillation: float = 0.0,
+    ramp: float = 0.5,
+    branches: Optimization | None = None,
+    base: Optimization | None = None,
+    gates: Optimization | None = None,
+    schedule: Schedule | None = None,
+    clip: float | None = 5.0,
+) -> Recipe:
+    """Train a trained network with alternatives to a mean share of its MACs.
+
+    Args:
+        target: mean share of the source's MACs that selected routes shall take, routers included; None leaves
+            the cost free, and nothing is calibrated.
+        branch_epochs, router_epochs, joint_epochs, hard_epochs: passes over the data; 0 leaves a phase out.
+        tau: first and last temperature of the soft weights. Selection is always at temperature 1: that is
+            what Gumbel noise samples from, whatever the temperature.
+        balance: weight of `LoadBalance`; 0 leaves it out.
+        diversity: weight of `RouteDiversity`; 0 leaves it out.
+        distillation: weight of the soft cross entropy to the source; 0 leaves it out.
+        ramp: part of the joint phase over which the budget falls from full cost.
+        branches, base, gates: optimizer settings, AdamW at 1e-2, 1e-3 and 1e-2.
+        schedule: of all phases; cosine.
+        clip: largest norm of the gradient.
+
+    Raises:
+        SpecError: settings out of range.
+    """
+    if target is not None:
+        check_share(target)
+    epochs = (branch_epochs, router_epochs, joint_epochs, hard_epochs)
+    if min(tau) <= 0 or min(balance, diversity, distillation, *epochs) < 0 or not any(epochs):
+        raise SpecError("temperatures are positive, weights and epochs at least 0, and some phase trains")
+    terms: dict[str, Objective] = {"task": TaskLoss()}
+    if distillation:
+        terms["teacher"] = Distillation(weight=distillation)
+    if diversity:
+        terms["diversity"] = RouteDiversity(diversity)
+    gates, schedule = gates or Optimization("adamw", rate=1e-2), schedule or Schedule("cosine")
+    base = base or Optimization("adamw", rate=1e-3, decay=1e-2)
+    first, later = _budgets(target, ramp)
+    soft = {**terms, "balance": LoadBalance(balance)} if balance else terms
+    average = 1.0 if distillation else None
+    phases = (
+        Phase(
+            name="branches",
+            turns=(Turn(Always(Full()), {"matching": Matching()}),),
+            epochs=max(branch_epochs, 1),
+            trains="inserted",
+            base=branches or Optimization("adamw", rate=1e-2),
+            schedule=schedule,
+            clip=clip,
+            frozen_norms=True,
+        ),
+        Phase(
+            name="routers",
+            turns=(Turn(Annealed(tau[0], tau[0]), terms),),
+            epochs=max(router_epochs, 1),
+            trains="gates",
+            gates=gates,
+            schedule=schedule,
+            clip=clip,
+            frozen_norms=True,
+        ),
+        Phase(
+            name="joint",
+            turns=(Turn(Annealed(*tau), {**soft, **_selected(first)}),),
+            epochs=max(joint_epochs, 1),
+            base=base,
+            gates=gates,
+            schedule=schedule,
+            clip=clip,
+            average=average,
+            recalibrate=not hard_epochs,
+        ),
+        Phase(
+            name="hard",
+            turns=(Turn(Always(Learned()), {**terms, **later}),),
+            epochs=max(hard_epochs, 1),
+            base=base,
+            gates=gates,
+            schedule=schedule,
+            clip=clip,
+            average=average,
+            recalibrate=True,
+        ),
+    )
+    kept = tuple(phase for phase, count in zip(phases, epochs, strict=True) if count)
+    return Recipe("routing", kept, "routing", target)
+
+
+def _budgets(target: float | None, ramp: float) -> tuple[Mapping[str, Objective], Mapping[str, Objective]]:
+    """Cost terms while the budget falls, and where it holds."""
+    if target is None:
+        return {}, {}
+    return {"budget": Budget(target, ramp=ramp)}, {"budget": Budget(target)}
+
+
+def _selected(terms: Mapping[str, Objective]) -> dict[str, Objective]:
+    return {name: AsSelected(term) for name, term in terms.items()}
+
+
+RECIPES = (routing,)
