@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dyncompile.analysis.exits import exit_conditions
 from dyncompile.analysis.macs import Polynomial
 from dyncompile.analysis.skips import Condition, conditions, find_skips
 from dyncompile.errors import RouteError
@@ -49,14 +50,17 @@ class _Term:
 class Macs:
     """``Macs(program, costs)(route) -> [B]``: MACs per sample, float64, differentiable in the route.
 
-    `costs` are polynomials by node name; nodes of a branch that a row skips cost nothing. Exact at one-hot
-    rows; multilinear in between (the expected cost of independent choices). A gain costs by whether it is
+    `costs` are polynomials by node name; nodes of a branch that a row skips cost nothing, nor do those that
+    only the exit needs which a row does not take. With `deciding`, what decisions read is needed, whether or
+    not the path is (`exit_conditions`). Exact at one-hot rows; multilinear in between (the expected cost of independent choices). A gain costs by whether it is
     above 0; its gradient is straight-through: that of the gain itself.
     """
 
-    def __init__(self, program: Program, costs: Mapping[str, Polynomial]) -> None:
+    def __init__(
+        self, program: Program, costs: Mapping[str, Polynomial], *, deciding: bool = False
+    ) -> None:
         self._choices = program.choices
-        self._terms = _terms(program, costs)
+        self._terms = _terms(program, costs, deciding=deciding)
 
     @property
     def choices(self) -> frozenset[str]:
@@ -82,7 +86,12 @@ class Macs:
 
 
 def _activity(domain: Domain, rows: Tensor) -> Tensor:
-    """Which columns are on: the rows themselves, or whether gains are above 0, straight-through."""
+    """Which columns are on: the rows themselves, or whether gains are above 0, straight-through.
+
+    An exit has two: whether a row stops, and whether it goes on.
+    """
+    if domain is Domain.EXIT:
+        return torch.cat([rows, 1 - rows], 1)
     if domain is not Domain.GAINS:
         return rows
     hard = (rows > 0).to(rows.dtype)
@@ -99,9 +108,11 @@ _Key = tuple[tuple[str, ...], tuple[tuple[str, int, int, int], ...], tuple[Condi
 """What monomials of a term share: sizing choices; (choice, size, block, power) of picks; conditions."""
 
 
-def _terms(program: Program, costs: Mapping[str, Polynomial]) -> list[_Term]:
+def _terms(program: Program, costs: Mapping[str, Polynomial], *, deciding: bool) -> list[_Term]:
     grouped: dict[_Key, list[tuple[dict[str, list[int]], int]]] = {}
-    when = conditions(find_skips(program.graphs["eval"]))
+    skipped = conditions(find_skips(program.graphs["eval"]))
+    left = exit_conditions(program.graphs["eval"], deciding=deciding)
+    when = {name: (*skipped.get(name, ()), *left.get(name, ())) for name in {*skipped, *left}}
     for node, polynomial in costs.items():
         for monomial, coefficient in polynomial.items():
             vectors: dict[str, list[int]] = {}

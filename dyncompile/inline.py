@@ -47,6 +47,7 @@ def copy_nodes(
     inputs: Sequence[fx.Node],
     prefix: str,
     tensor: Callable[[str], Tensor],
+    after: fx.Node | None = None,
 ) -> tuple[fx.Node, ...]:
     """Copy `source` into `graph` right after the last of `inputs`, which it reads; its flat outputs.
 
@@ -56,10 +57,11 @@ def copy_nodes(
         inputs: values for the source's inputs, in their order.
         prefix: of the state that the copy reads, see `state_name`.
         tensor: state by name.
+        after: a node that the copy stands behind as well.
     """
     like = next(value for node in inputs if isinstance(value := node.meta["val"], Tensor))
     waiting, env = iter(inputs), dict[fx.Node, Any]()
-    last = max(inputs)
+    last = max(inputs) if after is None else max(*inputs, after)
     for node in source.nodes:
         if node.op == "placeholder":
             env[node] = None if node.target == POLICY else next(waiting)
@@ -94,3 +96,9 @@ def _example(value: Tensor, device: torch.device) -> Tensor:
     least = [2] if is_symbolic(leading) else []
     shape = [*least, *(int(size) for size in value.shape[len(least) :])]
     return torch.zeros(shape, dtype=value.dtype, device=device)
+
+
+def tensor_inputs(graph: fx.Graph) -> list[fx.Node]:
+    """The inputs of a graph that hold tensors, in order."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.target != POLICY]
+    return [node for node in inputs if isinstance(node.meta.get("val"), Tensor)]

@@ -42,6 +42,19 @@ class Gained:
     nodes: Mapping[Mode, tuple[str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A weight that becomes ``W0 + sum_n a_n D_n``: a_n is column ``start + n`` of a choice.
+
+    A `step` above 0 rounds coefficients to its multiples.
+    """
+
+    choice: str
+    start: int
+    bases: int
+    step: float = 0.0
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a pass is going to do; nothing has been edited yet.
@@ -54,6 +67,8 @@ class Plan:
         gates: decision nets, by the choice that each decides.
         picked: elastic dims whose positions a choice keeps and scales one by one.
         gained: branches that a choice scales or skips, by name.
+        mixed: weights that a choice mixes from bases, by name.
+        deciders: what decides a choice that has a net of the pass's own, in words, by choice.
     """
 
     choices: tuple[Choice, ...] = ()
@@ -63,3 +78,5 @@ class Plan:
     gates: Mapping[str, Gate] = field(default_factory=dict[str, Gate])
     picked: Mapping[str, Picked] = field(default_factory=dict[str, Picked])
     gained: Mapping[str, Gained] = field(default_factory=dict[str, Gained])
+    mixed: Mapping[str, Mixed] = field(default_factory=dict[str, Mixed])
+    deciders: Mapping[str, str] = field(default_factory=dict[str, str])

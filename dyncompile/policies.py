@@ -90,7 +90,9 @@ class Sampled:
     per_sample: bool = False
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
-        """One-hot rows; gains that are 0 or from a half to 1, evenly often; random bits in other domains."""
+        """One-hot rows; gains that are 0 or from a half to 1, evenly often; coefficients of a mixture from
+        [0, 1); random bits in other domains.
+        """
         digest = hashlib.sha256(f"{self.seed}:{choice.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         draw = _DRAWS.get(choice.domain, _random_bits)
@@ -111,9 +113,14 @@ def _random_gains(rows: int, width: int, generator: torch.Generator) -> Tensor:
     return on * (1 - torch.rand(rows, width, generator=generator, dtype=torch.float32) / 2)
 
 
+def _random_mixture(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(rows, width, generator=generator, dtype=torch.float32)
+
+
 _DRAWS: Mapping[Domain, Callable[[int, int, torch.Generator], Tensor]] = {
     Domain.ONE_HOT: _random_columns,
     Domain.GAINS: _random_gains,
+    Domain.MIXTURE: _random_mixture,
 }
 
 
@@ -127,6 +134,8 @@ class Learned:
     gains     the logits themselves, capped to [0, 1]: exactly 0 switches off, what is on is scaled. The
               gradient passes both ways through the cap, but never pushes a logit beyond -1 or 2, from where
               it would take long to come back
+    mixture   what the net says: its activation is part of the graph
+    exit      stop where the confidence is above its threshold, which is the logit being above 0; no gradient
 
     That gains end at 1 is our choice: LC-Net's activation is not verified ("ReLU1", a ReLU capped at 1, is
     inferred from re-implementations).
@@ -164,6 +173,14 @@ def _learned_bits(how: Learned, logits: Tensor) -> Tensor:
     return _hardened((scores > 0).float(), soft) if how.hard else soft
 
 
+def _learned_mixture(how: Learned, logits: Tensor) -> Tensor:
+    return logits
+
+
+def _learned_exit(how: Learned, logits: Tensor) -> Tensor:
+    return (logits > 0).float()
+
+
 def _learned_gains(how: Learned, logits: Tensor) -> Tensor:
     return cast(Any, _Capped).apply(logits)
 
@@ -172,6 +189,8 @@ _LEARNED: Mapping[Domain, Callable[[Learned, Tensor], Tensor]] = {
     Domain.ONE_HOT: _learned_column,
     Domain.BITS: _learned_bits,
     Domain.GAINS: _learned_gains,
+    Domain.MIXTURE: _learned_mixture,
+    Domain.EXIT: _learned_exit,
 }
 
 

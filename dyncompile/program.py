@@ -31,6 +31,7 @@ class Domain(Enum):
     BITS = "bits"
     GAINS = "gains"
     SIMPLEX = "simplex"
+    MIXTURE = "mixture"
     EXIT = "exit"
 
 
@@ -43,6 +44,7 @@ class Choice:
     """One decision point: rows of `width` numbers from `domain`, one row per sample.
 
     `full` is the row that reproduces the source, `smallest` the cheapest one; `labels` name the columns.
+    Columns of a mixture that are mixed with one another come in runs of `block`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Choice:
     full: tuple[float, ...]
     smallest: tuple[float, ...]
     labels: tuple[str, ...] = ()
+    block: int = 0
 
     @property
     def width(self) -> int:

@@ -20,14 +20,16 @@ from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.points import Point
 from dyncompile.analysis.sums import Sums
 from dyncompile.errors import SpecError
+from dyncompile.exits import insert_leave
 from dyncompile.gate import Gate, insert_head, insert_pooling, insert_trunk
-from dyncompile.inline import capture_like, copy_nodes, state_name
-from dyncompile.plan import Gained, Plan
+from dyncompile.inline import capture_like, copy_nodes, state_name, tensor_inputs
+from dyncompile.mixing import mix_weight
+from dyncompile.plan import Gained, Mixed, Plan
 from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Sized, copy_graph
 from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
 from dyncompile.runtime.rows import batch_axis
-from dyncompile.state import GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
+from dyncompile.state import BASES, GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
 
 _STATISTICS = "statistics"
 """Where private batch-norm statistics are kept, under ``dyn.``."""
@@ -54,11 +56,18 @@ class Editor:
             if node.target is ops.decide
         }
 
-    def add_choice(self, choice: Choice, gate: Gate | None = None) -> None:
+    def add_choice(
+        self,
+        choice: Choice,
+        gate: Gate | None = None,
+        *,
+        read: Mapping[Mode, Sequence[fx.Node]] | None = None,
+    ) -> None:
         """Insert a decision.
 
         With a gate it is taken after the point that the gate reads, from its logits or by the policy;
-        without one by the policy alone, right after the inputs.
+        without one by the policy alone, right after the inputs. Instead of a gate a pass may insert a net of
+        its own: `read` names its logits, and what else is to be known of the decision (an early prediction).
         """
         if choice.name in self._choices:
             raise SpecError(
@@ -73,7 +82,10 @@ class Editor:
             inputs = [node for node in graph.nodes if node.op == "placeholder"]
             policy = next(node for node in inputs if node.target == POLICY)
             features = () if gate is None else (self._insert_gate(mode, graph, choice, gate),)
-            with graph.inserting_after(features[0] if features else self._last_ungated(mode) or inputs[-1]):
+            features = features if read is None else tuple(read[mode])
+            with graph.inserting_after(
+                max(features) if features else self._last_ungated(mode) or inputs[-1]
+            ):
                 decision = graph.call_function(ops.decide, (policy, choice.name, *features))
             self._decisions[mode, choice.name] = decision
 
@@ -123,7 +135,11 @@ class Editor:
         return target
 
     def insert(
-        self, module: nn.Module, prefix: str, inputs: Mapping[Mode, Sequence[fx.Node]]
+        self,
+        module: nn.Module,
+        prefix: str,
+        inputs: Mapping[Mode, Sequence[fx.Node]],
+        after: Mapping[Mode, fx.Node] | None = None,
     ) -> dict[Mode, tuple[fx.Node, ...]]:
         """Insert a network after the values that it reads; its flat outputs in each graph.
 
@@ -131,6 +147,7 @@ class Editor:
             module: captured like a source, in the source's dtype; it stays as it is.
             prefix: its state is called ``dyn.<prefix>.<name>``.
             inputs: the nodes that it reads in each graph, in the order of its arguments.
+            after: nodes that it is to stand behind, too: an exit, which rows that leave do not pass.
 
         Raises:
             CaptureError: the module cannot be traced on values of these shapes.
@@ -144,9 +161,55 @@ class Editor:
             self._tensors[target] = value
         self._stale = True
         return {
-            mode: copy_nodes(own.graphs[mode], graph, inputs[mode], prefix, self._tensors.__getitem__)
+            mode: copy_nodes(
+                own.graphs[mode], graph, inputs[mode], prefix, self._tensors.__getitem__, after and after[mode]
+            )
             for mode, graph in self._graphs.items()
         }
+
+    @property
+    def program(self) -> Program:
+        """What is edited, as it was."""
+        return self._program
+
+    @property
+    def facts(self) -> Facts:
+        """Facts of it."""
+        return self._facts
+
+    def inputs(self) -> dict[Mode, list[fx.Node]]:
+        """The source's tensor inputs in each graph, in order."""
+        return {mode: tensor_inputs(graph) for mode, graph in self._graphs.items()}
+
+    def at(self, names: Mapping[Mode, str]) -> dict[Mode, fx.Node]:
+        """The nodes of these names, one in each graph."""
+        return {
+            mode: next(node for node in graph.nodes if node.name == names[mode])
+            for mode, graph in self._graphs.items()
+        }
+
+    def decision(self, choice: str) -> dict[Mode, fx.Node]:
+        """Where a choice is decided."""
+        return {mode: self._decisions[mode, choice] for mode in MODES}
+
+    def exit(self, choice: str, early: Mapping[Mode, fx.Node]) -> None:
+        """Let the rows that a choice stops have an early prediction for their output."""
+        for mode, graph in self._graphs.items():
+            insert_leave(graph, self._decisions[mode, choice], early[mode])
+        self._stale = True
+
+    def mix(self, mixed: Mapping[str, Mixed]) -> None:
+        """Let choices put weights together from bases, which are 0 at first."""
+        if self._sized or self._picked:
+            self._undo_resizing()
+        for name, one in mixed.items():
+            zeros = torch.zeros(one.bases, *self._tensors[name].shape)
+            bases = self.add_state(f"{BASES}.{name}", self._like_source(zeros))
+            for mode, graph in self._graphs.items():
+                mix_weight(graph, name, bases, self._decisions[mode, one.choice], one, self._tensors)
+        self._stale = True
+        if self._sized or self._picked:
+            self.resize({})
 
     def gain(self, gained: Iterable[Gained]) -> None:
         """Let choices scale what branches add; at gain 0 nothing of a branch need run."""

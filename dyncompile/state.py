@@ -18,6 +18,13 @@ GATES = f"{STATE_PREFIX}.gates"
 """Where the parameters of decision nets live: ``dyn.gates.<choice>.<layer>.<name>``."""
 
 
+BASES = "bases"
+"""Where bases of mixed weights live: ``dyn.bases.<weight>``."""
+
+EXITS = "exits"
+"""Where thresholds and temperatures of exits live: ``dyn.exits.<choice>``."""
+
+
 def adopt_state(state: nn.Module, source: nn.Module) -> None:
     """Register the source's parameters and buffers in `state`, tied names included, in the source's order."""
     for prefix, module in named_modules(source):

@@ -196,7 +196,8 @@ def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site]) -> ChoiceS
         domain=choice.domain.value,
         sites=sum(site.choice == choice.name for site in sites),
         decided=next(
-            (_gate(plan.gates[choice.name]) for plan in dyn.plans if choice.name in plan.gates), "policy"
+            (_gate(plan.gates[choice.name]) for plan in dyn.plans if choice.name in plan.gates),
+            next((plan.deciders[choice.name] for plan in dyn.plans if choice.name in plan.deciders), "policy"),
         ),
         columns=tuple(_columns(dyn, choice)),
     )

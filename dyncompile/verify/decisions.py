@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dyncompile.policies import Forced, Learned
-from dyncompile.program import Domain
+from dyncompile.program import SWITCHES
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.state import GATES
 from dyncompile.verify.compare import (
@@ -82,7 +82,7 @@ def _open(dyn: DynamicModel) -> DynamicModel:
     """With all branches and channels on: a net inside a branch that is off gets no gradient, and need not."""
     with torch.no_grad():
         for name in dyn.gated:
-            if dyn.choices[name].domain is not Domain.ONE_HOT:
+            if dyn.choices[name].domain in SWITCHES:
                 dyn.get_parameter(f"{GATES}.{name}.head.weight").mul_(0.01)
                 dyn.get_parameter(f"{GATES}.{name}.head.bias").fill_(0.5)
     return dyn
