@@ -13,7 +13,7 @@ from dyncompile.analysis.exits import exit_conditions
 from dyncompile.analysis.macs import Polynomial
 from dyncompile.analysis.skips import Condition, conditions, find_skips
 from dyncompile.errors import RouteError
-from dyncompile.program import Domain, Program, Route
+from dyncompile.program import Choice, Domain, Program, Route, activity
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class _Term:
         for choice, table in self.tables.items():
             total = total * (on[choice] @ table.to(device))
         for choice, sizes, power in self.picked:  # one block stays where none is on, as in execution
-            least = sizes[0] * (on[choice].detach() == 0).all(1)
-            kept = on[choice] @ sizes.to(device) + least.to(device)
+            least = float(sizes[0]) * (on[choice].detach() == 0).all(1)
+            kept = on[choice] @ sizes.to(device) + least
             total = total * kept[:, None] ** power
         for choice, columns in self.runs:
             total = total * (on[choice] @ columns.to(device))[:, None]
@@ -80,22 +80,14 @@ class Macs:
         batch = max((rows.shape[0] for rows in route.values()), default=1)
         device = _device(route)
         rows = {name: value.to(device).expand(batch, -1) for name, value in route.items()}
-        on = {name: _activity(self._choices[name].domain, value.double()) for name, value in rows.items()}
+        on = {name: _columns(self._choices[name], value.double()) for name, value in rows.items()}
         none = torch.zeros(batch, dtype=torch.float64, device=device)
         return sum((term.value(on, batch) for term in self._terms), none)
 
 
-def _activity(domain: Domain, rows: Tensor) -> Tensor:
-    """Which columns are on: the rows themselves, or whether gains are above 0, straight-through.
-
-    An exit has two: whether a row stops, and whether it goes on.
-    """
-    if domain is Domain.EXIT:
-        return torch.cat([rows, 1 - rows], 1)
-    if domain is not Domain.GAINS:
-        return rows
-    hard = (rows > 0).to(rows.dtype)
-    return hard + (rows - rows.detach()) if rows.requires_grad else hard
+def _columns(choice: Choice, rows: Tensor) -> Tensor:
+    """Which columns are on [B, columns]. An exit has two: whether a row stops, and whether it goes on."""
+    return torch.cat([rows, 1 - rows], 1) if choice.domain is Domain.EXIT else activity(choice, rows)
 
 
 def _device(route: Route) -> torch.device:

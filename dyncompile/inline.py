@@ -31,7 +31,7 @@ def capture_like(module: nn.Module, values: Sequence[Tensor], home: Tensor) -> P
     """
     own = copy.deepcopy(module).to(home.device)
     own = own.to(home.dtype) if any(p.is_floating_point() for p in own.parameters()) else own
-    return capture(own, tuple(_example(value, home.device) for value in values))
+    return capture(own, tuple(_example(value, home.device) for value in values), whole=False)
 
 
 def state_name(prefix: str, name: str) -> str:

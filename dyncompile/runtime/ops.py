@@ -203,9 +203,6 @@ def leave(final: Tensor, early: Tensor, decision: Decision) -> Tensor:
 FOLDABLE = (decide, extent, prefix, positions, take, pick, active, count, gains, synthesize)
 """What decisions and parameters alone determine."""
 
-GAINS = (gain, scale)
-"""Operators that multiply data of the network by a decision."""
-
 DECISIONS = (decide,)
 """Operators whose inputs are features of a decision, not data of the network."""
 

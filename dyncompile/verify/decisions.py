@@ -55,10 +55,9 @@ def check_gradients(subject: Subject, seed: int) -> Check:
     floats = [
         v for v in pytree.tree_leaves(plain(record.output)) if isinstance(v, Tensor) and v.requires_grad
     ]
-    losses = {
-        "task": torch.stack([v.float().square().mean() for v in floats]).sum(),
-        "cost": dyn.macs(record.route).mean() / dyn.static_macs,
-    }
+    losses = {"task": torch.stack([v.float().square().mean() for v in floats]).sum()}
+    if dyn.priced.intersection(dyn.gated).difference(dyn.exits):  # an exit has a threshold, and no parameters
+        losses["cost"] = dyn.macs(record.route).mean() / dyn.static_macs
     unreached: list[str] = []
     for term, loss in losses.items():
         found = cast(
