@@ -91,7 +91,7 @@ def without_exits(source: fx.Graph) -> fx.Graph:
     """A copy in which nobody leaves: early predictions that nothing else reads are not made."""
     graph = copy_graph(source)
     for leave in find_leaves(graph):
-        leave.node.replace_all_uses_with(leave.final)
+        leave.node.replace_all_uses_with(leave.node.all_input_nodes[0])  # not `final`, which may be gone
         graph.erase_node(leave.node)
         for node in reversed(leave.own):
             graph.erase_node(node)

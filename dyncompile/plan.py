@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dyncompile.analysis.points import Point
 from dyncompile.gate import Gate
 from dyncompile.program import Choice, Mode, Picked, Sized
 
@@ -69,6 +70,7 @@ class Plan:
         gained: branches that a choice scales or skips, by name.
         mixed: weights that a choice mixes from bases, by name.
         deciders: what decides a choice that has a net of the pass's own, in words, by choice.
+        points: values that such nets read, by choice.
     """
 
     choices: tuple[Choice, ...] = ()
@@ -80,3 +82,4 @@ class Plan:
     gained: Mapping[str, Gained] = field(default_factory=dict[str, Gained])
     mixed: Mapping[str, Mixed] = field(default_factory=dict[str, Mixed])
     deciders: Mapping[str, str] = field(default_factory=dict[str, str])
+    points: Mapping[str, Point] = field(default_factory=dict[str, Point])

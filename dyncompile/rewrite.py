@@ -29,7 +29,7 @@ from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Siz
 from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
 from dyncompile.runtime.rows import batch_axis
-from dyncompile.state import BASES, GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
+from dyncompile.state import BASES, EXITS, GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
 
 _STATISTICS = "statistics"
 """Where private batch-norm statistics are kept, under ``dyn.``."""
@@ -188,15 +188,14 @@ class Editor:
             for mode, graph in self._graphs.items()
         }
 
-    def decision(self, choice: str) -> dict[Mode, fx.Node]:
-        """Where a choice is decided."""
-        return {mode: self._decisions[mode, choice] for mode in MODES}
-
-    def exit(self, choice: str, early: Mapping[Mode, fx.Node]) -> None:
-        """Let the rows that a choice stops have an early prediction for their output."""
+    def exit(self, choice: Choice, early: Mapping[Mode, fx.Node], sure: nn.Module) -> dict[Mode, fx.Node]:
+        """Let rows have an early prediction for their output; `sure` scores it. Where that is decided."""
+        scores = self.insert(sure, f"{EXITS}.{choice.name}", {mode: [node] for mode, node in early.items()})
+        self.add_choice(choice, read={mode: (score, early[mode]) for mode, (score,) in scores.items()})
         for mode, graph in self._graphs.items():
-            insert_leave(graph, self._decisions[mode, choice], early[mode])
+            insert_leave(graph, self._decisions[mode, choice.name], early[mode])
         self._stale = True
+        return {mode: self._decisions[mode, choice.name] for mode in MODES}
 
     def mix(self, mixed: Mapping[str, Mixed]) -> None:
         """Let choices put weights together from bases, which are 0 at first."""

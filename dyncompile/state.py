@@ -19,10 +19,10 @@ GATES = f"{STATE_PREFIX}.gates"
 
 
 BASES = "bases"
-"""Where bases of mixed weights live: ``dyn.bases.<weight>``."""
+"""Where bases of mixed weights live, under ``dyn.``: ``dyn.bases.<weight>``."""
 
 EXITS = "exits"
-"""Where thresholds and temperatures of exits live: ``dyn.exits.<choice>``."""
+"""Where temperatures and thresholds of exits live, under ``dyn.``: ``dyn.exits.<choice>.threshold``."""
 
 
 def adopt_state(state: nn.Module, source: nn.Module) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import fx, nn
+from torch import nn
 
 from dyncompile import previews
 from dyncompile.analysis.facts import Facts
@@ -36,10 +36,10 @@ from dyncompile.heads import ACTIVATIONS, Activation, CoefficientHead, PooledHea
 from dyncompile.mixing import layers_of, reason_against_mixing
 from dyncompile.pipeline import Plan, Rejection, Site
 from dyncompile.plan import Mixed
-from dyncompile.program import MODES, POLICY, Choice, Domain, Mode, Program
+from dyncompile.program import MODES, Choice, Domain, Mode, Program
 from dyncompile.rewrite import Editor
 from dyncompile.selection import Names, point_at
-from dyncompile.state import EXITS, GATES, STATE_PREFIX, state_tensors
+from dyncompile.state import GATES, STATE_PREFIX, state_tensors
 
 @dataclass(frozen=True)
 class Basis:
@@ -209,15 +209,10 @@ class Basis:
         found = editor.insert(preview, f"previews.{self.name}", reads)
         early = {mode: values[0] for mode, values in found.items()}
         features = {mode: values[1] for mode, values in found.items()}
-        decided: dict[Mode, fx.Node] | None = None
+        decided = None
         if self._exit in names:
-            scores = editor.insert(
-                Confidence(self.confidence), f"{EXITS}.{self._exit}", {m: [n] for m, n in early.items()}
-            )
-            both = {mode: (values[0], early[mode]) for mode, values in scores.items()}
-            editor.add_choice(plan.choices[names.index(self._exit)], read=both)
-            editor.exit(self._exit, early)
-            decided = editor.decision(self._exit)
+            exit = plan.choices[names.index(self._exit)]
+            decided = editor.exit(exit, early, Confidence(self.confidence))
         choice = plan.choices[names.index(self.name)]
         with seeded(f"{self.name}.coefficients"):
             head = CoefficientHead(

@@ -67,10 +67,6 @@ class Kernels:
             return self.weight
         return self.weight + (rows @ self.bases.flatten(1)).view_as(self.weight)
 
-    def rows(self, at: Tensor) -> Kernels:
-        """Those of the rows at positions `at` [n]."""
-        return Kernels(self.weight, self.bases, self.coefficients[at.to(self.coefficients.device)])
-
 
 Own = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``layer(x, kernel or kernels, bias)``."""
@@ -117,7 +113,9 @@ def _mixed(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, many: Own
         return one(x, kernels.single(), bias)
     count = len(kernels.coefficients)
     if kernels.rounded and not _learns(kernels.coefficients):
-        return _by_kernel(x, kernels, bias, one)
+        distinct, member = kernels.coefficients.unique(dim=0, return_inverse=True)
+        if len(distinct) <= count // 2:
+            return _by_kernel(x, kernels, bias, one, member)
     bound = CPU_KERNELS if x.device.type == "cpu" else DEVICE_KERNELS
     size = max(1, min(count, bound // kernels.weight.numel()))
     if size == count:
@@ -132,10 +130,9 @@ def _mixed(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, many: Own
     return torch.cat(parts)
 
 
-def _by_kernel(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own) -> Tensor:
-    """Rows of equal coefficients run together."""
-    distinct, member = kernels.coefficients.unique(dim=0, return_inverse=True)
-    groups = [(member == i).nonzero().flatten() for i in range(len(distinct))]
+def _by_kernel(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, member: Tensor) -> Tensor:
+    """Rows of one group each run together: `member` [B] says which."""
+    groups = [(member == i).nonzero().flatten() for i in range(int(member.max()) + 1)]
     by_row = torch.unflatten(x, 0, (len(member), -1))
     parts = [one(by_row[at].flatten(0, 1), kernels.single(int(at[0])), bias) for at in groups]
     order = torch.cat(groups).argsort()
@@ -193,7 +190,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
     """A literal per axis; "same" and "valid" pad nothing where a kernel has one position."""
     if isinstance(value, str):
         return 0, 0
-    entries = list(value)
+    entries = [value] if isinstance(value, int) else list(value)
     return entries[0], entries[-1]
 
 
