@@ -52,13 +52,12 @@ class Macs:
 
     `costs` are polynomials by node name; nodes of a branch that a row skips cost nothing, nor do those that
     only the exit needs which a row does not take. With `deciding`, what decisions read is needed, whether or
-    not the path is (`exit_conditions`). Exact at one-hot rows; multilinear in between (the expected cost of independent choices). A gain costs by whether it is
-    above 0; its gradient is straight-through: that of the gain itself.
+    not the path is (`exit_conditions`). Exact at one-hot rows; multilinear in between (the expected cost of
+    independent choices). A gain costs by whether it is above 0; its gradient is straight-through: that of the
+    gain itself.
     """
 
-    def __init__(
-        self, program: Program, costs: Mapping[str, Polynomial], *, deciding: bool = False
-    ) -> None:
+    def __init__(self, program: Program, costs: Mapping[str, Polynomial], *, deciding: bool = False) -> None:
         self._choices = program.choices
         self._terms = _terms(program, costs, deciding=deciding)
 

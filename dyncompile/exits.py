@@ -7,7 +7,7 @@
     entropy  1 - H(p) / log K
     margin   the largest p_k less the second
 
-All confidences lie in [0, 1]; the threshold is `OFF`, above 1, until it is calibrated (``dc.calibrate_exit``).
+Confidences lie in [0, 1]; the threshold is `OFF`, above 1, until it is calibrated (``dc.calibrate_exit``).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Confidence(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise SpecError(f"a confidence is one of {', '.join(KINDS)}, got {kind!r}")
-        self.kind = kind
+        self.kind: Kind = kind
         self.register_buffer("temperature", torch.ones(1))
         self.register_buffer("threshold", torch.full((1,), OFF))
 
@@ -67,9 +67,11 @@ def prediction(graph: fx.Graph) -> fx.Node | str:
     output = graph.output_node()
     values = [node for node in output.all_input_nodes if isinstance(node.meta.get("val"), Tensor)]
     if len(values) != 1 or len(values) != len(output.all_input_nodes):
-        return f"the model gives {len(output.all_input_nodes)} values, and an early exit has a prediction only"
+        return (
+            f"the model gives {len(output.all_input_nodes)} values, and an early exit has a prediction only"
+        )
     value = values[0].meta["val"]
-    if value.dim() != 2 or not value.is_floating_point() or not 2 <= int(value.shape[1]):
+    if value.dim() != 2 or not value.is_floating_point() or not int(value.shape[1]) >= 2:
         return f"its output [{', '.join(map(str, value.shape))}] is no row of class scores per sample"
     return values[0]
 

@@ -1,4 +1,4 @@
-"""Small networks that passes insert: a head on pooled features, and one that gives coefficients of mixtures."""
+"""Small networks that passes insert: a head on pooled features, and one for coefficients of mixtures."""
 
 from __future__ import annotations
 

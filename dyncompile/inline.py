@@ -7,14 +7,14 @@ any source, and becomes nodes among the others: typed, priced, narrowed and skip
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.capture import capture
-from dyncompile.program import POLICY, Program
+from dyncompile.program import POLICY, Mode, Program
 from dyncompile.state import CONSTANTS, STATE_PREFIX
 from dyncompile.torchlib import fake_copy, is_symbolic, items, map_nodes
 
@@ -102,3 +102,21 @@ def tensor_inputs(graph: fx.Graph) -> list[fx.Node]:
     """The inputs of a graph that hold tensors, in order."""
     inputs = [node for node in graph.nodes if node.op == "placeholder" and node.target != POLICY]
     return [node for node in inputs if isinstance(node.meta.get("val"), Tensor)]
+
+
+Value = Mapping[Mode, fx.Node]
+"""One value, by its node in each graph."""
+
+
+def values(outputs: Mapping[Mode, Sequence[fx.Node]]) -> list[Value]:
+    """What an inserted network gives, value by value."""
+    (first, *others) = outputs
+    return [
+        {first: node, **{mode: outputs[mode][at] for mode in others}}
+        for at, node in enumerate(outputs[first])
+    ]
+
+
+def reading(*given: Value) -> dict[Mode, list[fx.Node]]:
+    """Values as the inputs of a network, or what a decision reads."""
+    return {mode: [value[mode] for value in given] for mode in given[0]}

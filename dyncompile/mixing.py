@@ -1,6 +1,6 @@
 """Putting bases under a weight: every layer that reads it gets a kernel per row.
 
-    y = conv2d(x, W0, b)   ->   y = basis_conv2d(x, synthesize(W0, D, decision), b)
+y = conv2d(x, W0, b)   ->   y = basis_conv2d(x, synthesize(W0, D, decision), b)
 """
 
 from __future__ import annotations

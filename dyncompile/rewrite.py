@@ -22,14 +22,23 @@ from dyncompile.analysis.sums import Sums
 from dyncompile.errors import SpecError
 from dyncompile.exits import insert_leave
 from dyncompile.gate import Gate, insert_head, insert_pooling, insert_trunk
-from dyncompile.inline import capture_like, copy_nodes, state_name, tensor_inputs
+from dyncompile.inline import capture_like, copy_nodes, reading, state_name, tensor_inputs, values
 from dyncompile.mixing import mix_weight
 from dyncompile.plan import Gained, Mixed, Plan
 from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Sized, copy_graph
 from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
 from dyncompile.runtime.rows import batch_axis
-from dyncompile.state import BASES, EXITS, GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
+from dyncompile.state import (
+    BASES,
+    EXITS,
+    GATES,
+    STATE_PREFIX,
+    drop_state,
+    put_state,
+    share_state,
+    state_tensors,
+)
 
 _STATISTICS = "statistics"
 """Where private batch-norm statistics are kept, under ``dyn.``."""
@@ -83,9 +92,7 @@ class Editor:
             policy = next(node for node in inputs if node.target == POLICY)
             features = () if gate is None else (self._insert_gate(mode, graph, choice, gate),)
             features = features if read is None else tuple(read[mode])
-            with graph.inserting_after(
-                max(features) if features else self._last_ungated(mode) or inputs[-1]
-            ):
+            with graph.inserting_after(max(features) if features else self._last_ungated(mode) or inputs[-1]):
                 decision = graph.call_function(ops.decide, (policy, choice.name, *features))
             self._decisions[mode, choice.name] = decision
 
@@ -162,7 +169,12 @@ class Editor:
         self._stale = True
         return {
             mode: copy_nodes(
-                own.graphs[mode], graph, inputs[mode], prefix, self._tensors.__getitem__, after and after[mode]
+                own.graphs[mode],
+                graph,
+                inputs[mode],
+                prefix,
+                self._tensors.__getitem__,
+                after and after[mode],
             )
             for mode, graph in self._graphs.items()
         }
@@ -190,8 +202,8 @@ class Editor:
 
     def exit(self, choice: Choice, early: Mapping[Mode, fx.Node], sure: nn.Module) -> dict[Mode, fx.Node]:
         """Let rows have an early prediction for their output; `sure` scores it. Where that is decided."""
-        scores = self.insert(sure, f"{EXITS}.{choice.name}", {mode: [node] for mode, node in early.items()})
-        self.add_choice(choice, read={mode: (score, early[mode]) for mode, (score,) in scores.items()})
+        scores = self.insert(sure, f"{EXITS}.{choice.name}", reading(early))
+        self.add_choice(choice, read=reading(*values(scores), early))
         for mode, graph in self._graphs.items():
             insert_leave(graph, self._decisions[mode, choice.name], early[mode])
         self._stale = True

@@ -33,6 +33,7 @@ from dyncompile.analysis.points import Point
 from dyncompile.errors import SpecError
 from dyncompile.exits import KINDS, Confidence, Kind, prediction
 from dyncompile.heads import ACTIVATIONS, Activation, CoefficientHead, PooledHead, seeded
+from dyncompile.inline import reading, values
 from dyncompile.mixing import layers_of, reason_against_mixing
 from dyncompile.pipeline import Plan, Rejection, Site
 from dyncompile.plan import Mixed
@@ -40,6 +41,7 @@ from dyncompile.program import MODES, Choice, Domain, Mode, Program
 from dyncompile.rewrite import Editor
 from dyncompile.selection import Names, point_at
 from dyncompile.state import GATES, STATE_PREFIX, state_tensors
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -116,7 +118,9 @@ class Basis:
                 continue
             start = 0 if self.shared else self.bases * len(mixed)
             mixed[name] = Mixed(self.name, start, self.bases, self.step)
-            sites.append(Site(name, self.name, f"mixed from {self.bases} bases, {overhead:.1%} for synthesis"))
+            sites.append(
+                Site(name, self.name, f"mixed from {self.bases} bases, {overhead:.1%} for synthesis")
+            )
         choices = (self._mixture(mixed),)
         reason = self._reason_against_exit(program)
         if mixed and self.exit and reason is None:
@@ -205,31 +209,24 @@ class Basis:
         names = [choice.name for choice in plan.choices]
         with seeded(self.name):
             preview = self._preview(program, point)
-        reads = editor.inputs() if point is None else {m: [n] for m, n in editor.at(point.nodes).items()}
-        found = editor.insert(preview, f"previews.{self.name}", reads)
-        early = {mode: values[0] for mode, values in found.items()}
-        features = {mode: values[1] for mode, values in found.items()}
+        reads = editor.inputs() if point is None else reading(editor.at(point.nodes))
+        early, features = values(editor.insert(preview, f"previews.{self.name}", reads))
         decided = None
         if self._exit in names:
-            exit = plan.choices[names.index(self._exit)]
-            decided = editor.exit(exit, early, Confidence(self.confidence))
+            stop = plan.choices[names.index(self._exit)]
+            decided = editor.exit(stop, early, Confidence(self.confidence))
         choice = plan.choices[names.index(self.name)]
         with seeded(f"{self.name}.coefficients"):
-            head = CoefficientHead(
-                int(features["eval"].meta["val"].shape[1]),
-                choice.width // self.bases,
-                self.bases,
-                self.activation,
-                self.temperature,
-            )
-        rows = editor.insert(
-            head, f"{_below(GATES)}.{self.name}", {m: [n] for m, n in features.items()}, decided
-        )
-        if decided is None and self._reason_against_exit(program) is None:
-            editor.add_choice(choice, read={m: (values[0], early[m]) for m, values in rows.items()})
-        else:
-            editor.add_choice(choice, read=rows)
+            head = self._head(choice, int(features["eval"].meta["val"].shape[1]))
+        prefix = f"{GATES.removeprefix(f'{STATE_PREFIX}.')}.{self.name}"
+        (rows,) = values(editor.insert(head, prefix, reading(features), decided))
+        predicts = decided is None and self._reason_against_exit(program) is None
+        editor.add_choice(choice, read=reading(rows, early) if predicts else reading(rows))
         editor.mix(plan.mixed)
+
+    def _head(self, choice: Choice, features: int) -> nn.Module:
+        layers = choice.width // self.bases
+        return CoefficientHead(features, layers, self.bases, self.activation, self.temperature)
 
     def _preview(self, program: Program, point: Point | None) -> nn.Module:
         value = program.graphs["eval"].output_node().all_input_nodes[0].meta["val"]
@@ -239,11 +236,9 @@ class Basis:
         if factory is None:
             return previews.mirror(program, width=self.width, resolution=self.resolution)
         leaf = next(leaf for leaf in program.signature.leaves if leaf.shape is not None)
-        return previews.Preview(factory(tuple(int(n or 1) for n in (leaf.shape or ())[1:]), int(value.shape[-1])))
-
-
-def _below(name: str) -> str:
-    return name.removeprefix(f"{STATE_PREFIX}.")
+        return previews.Preview(
+            factory(tuple(int(n or 1) for n in (leaf.shape or ())[1:]), int(value.shape[-1]))
+        )
 
 
 def _too_early(program: Program, mode: Mode, name: str, point: Point | None) -> str | None:

@@ -23,6 +23,7 @@ from dyncompile.analysis.points import Point
 from dyncompile.errors import SpecError
 from dyncompile.exits import KINDS, Confidence, Kind, prediction
 from dyncompile.heads import PooledHead, seeded
+from dyncompile.inline import reading, values
 from dyncompile.pipeline import Plan, Rejection, Site
 from dyncompile.program import MODES, Choice, Domain, Program
 from dyncompile.rewrite import Editor
@@ -91,9 +92,8 @@ class Exits:
             point = plan.points[choice.name]
             with seeded(choice.name):
                 head = PooledHead(point, int(value.shape[1]))
-            reads = {mode: [node] for mode, node in editor.at(point.nodes).items()}
-            outputs = editor.insert(head, f"heads.{choice.name}", reads)
-            early = {mode: values[0] for mode, values in outputs.items()}
+            inputs = reading(editor.at(point.nodes))
+            early, _ = values(editor.insert(head, f"heads.{choice.name}", inputs))
             editor.exit(choice, early, Confidence(self.confidence))
 
 

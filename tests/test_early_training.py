@@ -11,8 +11,10 @@ from torch.utils.data import TensorDataset
 import dyncompile as dc
 from dyncompile.policies import Forced
 from dyncompile.program import Choice, Domain
-from dyncompile.train import Clock
+from dyncompile.train import Clock, Optimization
 from dyncompile.train.early import Staying, WarmUp
+
+FAST = Optimization("adamw", rate=2e-2)
 
 
 class Toy(nn.Module):
@@ -44,7 +46,9 @@ def made(spec: str) -> dc.DynamicModel:
 def test_basisnet_trains_both_stages_and_its_bases() -> None:
     dyn = made("basisnet(preview=stage, at=0.2, overhead=1.0, bases=3)")
     teacher = Toy()
-    recipe = dc.recipes.basisnet(epochs=12, teacher=teacher, distillation=0.1, dropout=0.1, warmup=0.25)
+    recipe = dc.recipes.basisnet(
+        epochs=12, teacher=teacher, distillation=0.1, dropout=0.1, warmup=0.25, base=FAST, gates=FAST
+    )
     threshold = dyn.get_buffer("dyn.exits.basis.exit.threshold").clone()
     history = dc.fit(dyn, recipe, data(), data(), batch_size=32, seed=0)
     first, last = history.steps[0].terms, history.steps[-1].terms
@@ -66,7 +70,9 @@ def test_basisnet_trains_both_stages_and_its_bases() -> None:
 
 def test_exits_learn_together() -> None:
     dyn = made("exits(at=(0.3, 0.99))")
-    history = dc.fit(dyn, dc.recipes.exits(epochs=8, distillation=0.5), data(), batch_size=32, seed=0)
+    history = dc.fit(
+        dyn, dc.recipes.exits(epochs=10, distillation=0.5, base=FAST), data(), batch_size=32, seed=0
+    )
     first, last = history.steps[0].terms, history.steps[-1].terms
     assert set(first) == {"task", "heads", "final"}
     assert last["task"] < 0.8 * first["task"]

@@ -97,7 +97,7 @@ def test_confidences(kind: str) -> None:
 
 @torch.no_grad()
 def test_confident_samples_leave_and_the_rest_does_not_run() -> None:
-    net, dyn, x = chain(["exits(at=(0.3,), confidence=entropy)", "lcnet(channels=False)"][:1])
+    net, dyn, x = chain("exits(at=(0.3,), confidence=entropy)")
     assert not dyn.run(x, policy=dc.Learned())[1]["exit.1"].any()
     assert same(net(x), dyn.run(x, policy=dc.Learned())[0])
     early = F.linear(net.until(x, 1), *head(dyn, "exit.1"))
@@ -115,7 +115,7 @@ def test_confident_samples_leave_and_the_rest_does_not_run() -> None:
 
 @torch.no_grad()
 def test_decisions_behind_an_exit_are_not_taken_for_who_left() -> None:
-    net, dyn, x = chain(["exits(at=(0.3,))", "dsnet(divisor=1, minimum=1, per=block)"])
+    _, dyn, x = chain(["exits(at=(0.3,))", "dsnet(divisor=1, minimum=1, per=block)"])
     late = [name for name in dyn.gated if name != "exit.1"]
     dyn.get_buffer("dyn.exits.exit.1.threshold").zero_()
     record = dyn.record(x, policy=dc.Learned())
@@ -128,7 +128,6 @@ def test_decisions_behind_an_exit_are_not_taken_for_who_left() -> None:
 
 
 @pytest.mark.parametrize("order", [0, 1])
-@torch.no_grad()
 def test_exits_nest_by_where_they_are_decided(order: int) -> None:
     passes = ["exits(at=(0.3,), name=a)", "exits(at=(0.75,), name=b)"]
     net, dyn, x = chain(passes[:: 1 - 2 * order])

@@ -85,6 +85,8 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
     "attention": (Attention, (2, 5, 8), SLICED),
     "layers": (Residual, (2, 3), "lcnet(channels=False)"),
     "channels": (Residual, (2, 3), "lcnet(layers=False, block=4)"),
+    "basis": (Plain, (2, 3, 6, 6), "basisnet(bases=2, overhead=1.0)"),
+    "exits": (Plain, (2, 3, 6, 6), "exits(at=(0.5,), confidence=margin)"),
     "depth": (
         Residual,
         (2, 3),

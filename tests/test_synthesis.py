@@ -54,7 +54,7 @@ def test_convolution_equals_a_loop(
     monkeypatch.setattr(synthesis, "CPU_KERNELS", bound)
     x, weight, bases, coefficients, bias = conv_case(layer, rows)
     *_, stride, padding, dilation, groups = layer
-    pairs = [[n, n] for n in (stride, padding, dilation)]
+    pairs: Any = [[n, n] for n in (stride, padding, dilation)]
     kernels = synthesize(weight, bases, Decision(coefficients, -1), 1, 0.0)
     actual = basis_conv2d(x, kernels, bias, *pairs, groups)
     if not rows:
@@ -92,7 +92,7 @@ def test_equal_rows_share_a_kernel_bit_for_bit() -> None:
     same = Decision(coefficients[:1].expand(4, -1), -1)
     kernels = synthesize(weight, bases, same, 0, 0.0)
     assert kernels.shared
-    args = ([1, 1], [1, 1], [1, 1], 1)
+    args: Any = ([1, 1], [1, 1], [1, 1], 1)
     assert torch.equal(basis_conv2d(x, kernels, bias, *args), F.conv2d(x, kernels.single(), bias, *args))
     zeros = synthesize(weight, bases.fill_(torch.inf), Decision(torch.zeros(4, 5), -1), 0, 0.0)
     assert torch.equal(basis_conv2d(x, zeros, bias, *args), F.conv2d(x, weight, bias, *args))
@@ -102,7 +102,7 @@ def test_zero_bases_leave_every_kernel_bit_equal() -> None:
     x, weight, bases, coefficients, bias = (t.float() for t in conv_case(LAYERS[0], 4))
     kernels = synthesize(weight, bases.zero_(), Decision(coefficients, -1), 0, 0.0)
     assert all(torch.equal(kernels.single(row), weight) for row in range(4))
-    args = ([1, 1], [1, 1], [1, 1], 1)
+    args: Any = ([1, 1], [1, 1], [1, 1], 1)
     actual, expected = basis_conv2d(x, kernels, bias, *args), F.conv2d(x, weight, bias, *args)
     assert float((actual - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
 
@@ -110,7 +110,7 @@ def test_zero_bases_leave_every_kernel_bit_equal() -> None:
 def test_rounded_rows_share_kernels() -> None:
     x, weight, bases, _, bias = conv_case(LAYERS[0], 6)
     rows = torch.tensor([0.01, 0.49, 0.52, 0.02, 0.51, 0.03]).double()[:, None].expand(-1, 3)
-    args = ([1, 1], [1, 1], [1, 1], 1)
+    args: Any = ([1, 1], [1, 1], [1, 1], 1)
     actual = basis_conv2d(x, synthesize(weight, bases, Decision(rows, -1), 0, 0.5), bias, *args)
     rounded = torch.tensor([0, 0.5, 0.5, 0, 0.5, 0]).double()[:, None].expand(-1, 3)
     expected = by_hand(x, weight, bases, rounded, lambda x, w: F.conv2d(x, w, bias, *args))
@@ -136,7 +136,7 @@ def test_gradients_are_those_of_a_loop(
     x, weight, bases, coefficients, bias = conv_case(layer, 3)
     rows = (coefficients[:1].repeat(3, 1) if equal else coefficients)[:, :3].clone()
     *_, stride, padding, dilation, groups = layer
-    pairs = [[n, n] for n in (stride, padding, dilation)]
+    pairs: Any = [[n, n] for n in (stride, padding, dilation)]
     leaves = [t.clone().requires_grad_() for t in (x, weight, bases, rows, bias)]
     kernels = synthesize(leaves[1], leaves[2], Decision(leaves[3], -1), 0, 0.0)
     actual = basis_conv2d(leaves[0], kernels, leaves[4], *pairs, groups)

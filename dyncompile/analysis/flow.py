@@ -252,7 +252,7 @@ def _module_call(node: fx.Node) -> str:
 
 
 def _beside(node: fx.Node) -> object:
-    """The operand whose values do not matter, or that is an early prediction: the network is the final one."""
+    """The operand whose values do not matter, or an early prediction: the network is the final one."""
     if op_name(node) in _FIRST_IS_SHAPE:
         return node.args[0]
     if op_name(node) == "leave":

@@ -51,6 +51,12 @@ class _Folder:
         for leave in find_leaves(source):
             stops = self._stops(leave.node)
             self._left_out.update(leave.rest if stops else leave.own)
+        self._forms: dict[Any, Callable[[fx.Node], Any]] = {
+            ops.gain: self._multiplied,
+            ops.scale: self._scaled,
+            ops.leave: lambda node: self._operand(node.all_input_nodes[1 if self._stops(node) else 0]),
+            **dict.fromkeys(synthesis.LAYERS, self._with_one_kernel),
+        }
         self.graph = fx.Graph()
         self.state: dict[str, Tensor] = {}
 
@@ -59,14 +65,8 @@ class _Folder:
             return
         if node in self._ends:
             self._static[node] = self._without_branch(self._ends[node])
-        elif node.target is ops.gain:
-            self._static[node] = self._multiplied(node, self._gain(node))
-        elif node.target is ops.scale:
-            self._static[node] = self._scaled(node)
-        elif node.target is ops.leave:
-            self._static[node] = self._operand(node.args[1 if self._stops(node) else 0])  # pyright: ignore
-        elif node.target in synthesis.LAYERS:
-            self._static[node] = self._with_one_kernel(node)
+        elif node.target in self._forms:
+            self._static[node] = self._forms[node.target](node)
         elif node.op == "placeholder" and node.target == POLICY:
             self._known[node] = self._policy
         elif node.op == "get_attr":
@@ -108,7 +108,8 @@ class _Folder:
         kept = self._operand(skip.kept)
         return self._call(skip.exit, aten.clone.default, (kept,)) if skip.exit in skip.rewritten else kept
 
-    def _multiplied(self, node: fx.Node, factor: float) -> fx.Node:
+    def _multiplied(self, node: fx.Node) -> fx.Node:
+        factor = self._gain(node)
         output = self._operand(node.args[0])  # pyright: ignore
         return output if factor == 1 else self._call(node, aten.mul.Tensor, (output, factor))
 

@@ -200,7 +200,9 @@ def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site], skips: Seq
         sites=sum(site.choice == choice.name for site in sites),
         decided=next(
             (_gate(plan.gates[choice.name]) for plan in dyn.plans if choice.name in plan.gates),
-            next((plan.deciders[choice.name] for plan in dyn.plans if choice.name in plan.deciders), "policy"),
+            next(
+                (plan.deciders[choice.name] for plan in dyn.plans if choice.name in plan.deciders), "policy"
+            ),
         ),
         columns=tuple(_columns(dyn, choice, skips)),
     )

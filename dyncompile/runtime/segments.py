@@ -156,7 +156,9 @@ class _Cutter:
             if node in self._early or self.home(node) >= index:
                 wanted.add(node)
                 todo += [other for other in node.all_input_nodes if other not in wanted]
-        heavy = [n for n in self._graph.nodes if n in wanted and n not in self._owner and not self.is_light(n)]
+        heavy = [
+            n for n in self._graph.nodes if n in wanted and n not in self._owner and not self.is_light(n)
+        ]
         return [*heavy, self._graph.output_node()]
 
     def body_of(self, skip: Skip) -> list[fx.Node]:

@@ -96,8 +96,10 @@ def basis_conv2d(
     """``[B, C, H, W] -> [B, O, H', W']``: row i is convolved with kernel i."""
     one = partial(_convolved, stride=stride, padding=padding, dilation=dilation, groups=groups)
     pointwise = groups == 1 and weight.weight.shape[2:] == (1, 1) and not any(_pair(padding))
-    many = partial(_multiplied, stride=stride) if pointwise else partial(
-        _grouped, stride=stride, padding=padding, dilation=dilation, groups=groups
+    many = (
+        partial(_multiplied, stride=stride)
+        if pointwise
+        else partial(_grouped, stride=stride, padding=padding, dilation=dilation, groups=groups)
     )
     return _mixed(input, weight, bias, one, many)
 
@@ -121,12 +123,10 @@ def _mixed(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, many: Own
     if size == count:
         return _chunk(x, kernels.weight, kernels.bases, kernels.coefficients, bias, many)
     per_row = x.shape[0] // count
-    parts = [
-        _again(_chunk, part, kernels.weight, kernels.bases, rows, bias, many)
-        for part, rows in zip(
-            x.split(size * per_row), kernels.coefficients.split(size), strict=True
-        )
-    ]
+    parts: list[Tensor] = []
+    for at in range(0, count, size):
+        some, rows = x[at * per_row : (at + size) * per_row], kernels.coefficients[at : at + size]
+        parts.append(_again(_chunk, some, kernels.weight, kernels.bases, rows, bias, many))
     return torch.cat(parts)
 
 
@@ -144,7 +144,7 @@ def _again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """A call whose intermediate values are computed again for its gradient."""
     if not torch.is_grad_enabled():
         return function(*arguments)
-    return cast(Tensor, checkpoint.checkpoint(function, *arguments, use_reentrant=False))
+    return cast(Any, checkpoint).checkpoint(function, *arguments, use_reentrant=False)
 
 
 def _chunk(x: Tensor, weight: Tensor, bases: Tensor, rows: Tensor, bias: Tensor | None, many: Own) -> Tensor:

@@ -213,11 +213,11 @@ def _best(
 
 def _candidates(sure: Tensor) -> list[float]:
     """Thresholds between neighboring confidences, below all of them, and `OFF`."""
-    known = sure.flatten().unique()
+    known: Tensor = torch.unique(sure)  # pyright: ignore[reportUnknownMemberType]
     if len(known) > _CANDIDATES:
         known = known[torch.linspace(0, len(known) - 1, _CANDIDATES).round().long()]
     between = (known[1:] + known[:-1]) / 2
-    return [-1.0, *(float(value) for value in between), OFF]
+    return [-1.0, *between.tolist(), OFF]
 
 
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -51,7 +51,7 @@ class Staying:
         found = Learned(self.tau, noise=self.noise).decide(choice, rows, logits)
         if choice.domain is not Domain.MIXTURE or logits is None:
             return found
-        mixed = found.unflatten(1, (-1, choice.block))
+        mixed = torch.unflatten(found, 1, (-1, choice.block))
         mixed = self.uniform / choice.block + (1 - self.uniform) * mixed
         if self.dropout:
             mixed = mixed * self._kept(choice, rows).to(mixed)

@@ -47,7 +47,9 @@ def check_gradients(subject: Subject, seed: int) -> Check:
     A decision that costs nothing either way (channel attention) is left to the task loss.
     """
     if not any(name.startswith(f"{GATES}.") for name, _ in subject.dyn.named_parameters()):
-        return Check("gradients of decision nets", True, detail="no decision net in this model has parameters")
+        return Check(
+            "gradients of decision nets", True, detail="no decision net in this model has parameters"
+        )
     dyn = _open(_stirred(subject.dyn, seed)).train()
     args, kwargs = subject.rows(3)
     gates = {name: p for name, p in dyn.named_parameters() if name.startswith(f"{GATES}.")}

@@ -42,8 +42,7 @@ def exits(
     """
     if distillation < 0 or temperature <= 0:
         raise SpecError(
-            "distillation is at least 0 and a temperature is positive, "
-            f"got {distillation} and {temperature}"
+            f"distillation is at least 0 and a temperature is positive, got {distillation} and {temperature}"
         )
     terms: dict[str, Objective] = {"task": TaskLoss(smoothing=smoothing), "heads": EarlyLoss(weights)}
     if distillation:
