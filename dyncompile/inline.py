@@ -110,11 +110,8 @@ Value = Mapping[Mode, fx.Node]
 
 def values(outputs: Mapping[Mode, Sequence[fx.Node]]) -> list[Value]:
     """What an inserted network gives, value by value."""
-    (first, *others) = outputs
-    return [
-        {first: node, **{mode: outputs[mode][at] for mode in others}}
-        for at, node in enumerate(outputs[first])
-    ]
+    count = len(next(iter(outputs.values())))
+    return [{mode: nodes[at] for mode, nodes in outputs.items()} for at in range(count)]
 
 
 def reading(*given: Value) -> dict[Mode, list[fx.Node]]:

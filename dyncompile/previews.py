@@ -1,9 +1,9 @@
 """A network that looks first: a narrow copy of the source on a smaller image, or one that the user registers.
 
 The copy is made by the dimension types: every elastic dim keeps its leading share, at full capacity of all
-choices that there are. It has weights of its own, which start as slices of the source's. Whether its graph can
-run at another resolution is tried; one that holds literal sizes (position embeddings) runs at the source's.
-Images shrink by the mean over areas, which lets no frequency alias.
+choices that there are. It has weights of its own, which start as slices of the source's. Whether its graph
+can run at another resolution is tried; one that holds literal sizes (position embeddings) runs at the
+source's. Images shrink by the mean over areas, which lets no frequency alias.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from dyncompile.program import MODES, Mode, Program, copy_graph
 from dyncompile.resize import Resizer
 from dyncompile.runtime.steering import Group, decision_of
 from dyncompile.state import STATE_PREFIX, put_state, state_tensors
+from dyncompile.torchlib import items
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]
-"""``factory(shape per sample, classes)`` -> a module ``x -> logits`` or ``x -> (logits, features [B, F])``."""
+"""``factory(shape per sample, classes)`` -> a module: ``x -> logits`` or ``(logits, features [B, F])``."""
 
 _REGISTERED: dict[str, Factory] = {}
 
@@ -67,8 +68,8 @@ class Preview(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits serve as features where the network gives no others."""
-        found = self.net(x)
-        return found if isinstance(found, tuple) else (found, found)
+        found = items(self.net(x))
+        return found[0], found[-1]
 
 
 class Mirror(nn.Module):

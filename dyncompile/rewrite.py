@@ -20,18 +20,15 @@ from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.points import Point
 from dyncompile.analysis.sums import Sums
 from dyncompile.errors import SpecError
-from dyncompile.exits import insert_leave
 from dyncompile.gate import Gate, insert_head, insert_pooling, insert_trunk
-from dyncompile.inline import capture_like, copy_nodes, reading, state_name, tensor_inputs, values
-from dyncompile.mixing import mix_weight
-from dyncompile.plan import Gained, Mixed, Plan
+from dyncompile.inline import capture_like, copy_nodes, state_name
+from dyncompile.insertions import Insertions
+from dyncompile.plan import Gained, Plan
 from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Sized, copy_graph
 from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
 from dyncompile.runtime.rows import batch_axis
 from dyncompile.state import (
-    BASES,
-    EXITS,
     GATES,
     STATE_PREFIX,
     drop_state,
@@ -44,7 +41,7 @@ _STATISTICS = "statistics"
 """Where private batch-norm statistics are kept, under ``dyn.``."""
 
 
-class Editor:
+class Editor(Insertions):
     """Edits a copy of `program`; `finish` returns the result. The given program stays as it is."""
 
     def __init__(self, program: Program, facts: Facts) -> None:
@@ -174,53 +171,10 @@ class Editor:
                 inputs[mode],
                 prefix,
                 self._tensors.__getitem__,
-                after and after[mode],
+                after[mode] if after else None,
             )
             for mode, graph in self._graphs.items()
         }
-
-    @property
-    def program(self) -> Program:
-        """What is edited, as it was."""
-        return self._program
-
-    @property
-    def facts(self) -> Facts:
-        """Facts of it."""
-        return self._facts
-
-    def inputs(self) -> dict[Mode, list[fx.Node]]:
-        """The source's tensor inputs in each graph, in order."""
-        return {mode: tensor_inputs(graph) for mode, graph in self._graphs.items()}
-
-    def at(self, names: Mapping[Mode, str]) -> dict[Mode, fx.Node]:
-        """The nodes of these names, one in each graph."""
-        return {
-            mode: next(node for node in graph.nodes if node.name == names[mode])
-            for mode, graph in self._graphs.items()
-        }
-
-    def exit(self, choice: Choice, early: Mapping[Mode, fx.Node], sure: nn.Module) -> dict[Mode, fx.Node]:
-        """Let rows have an early prediction for their output; `sure` scores it. Where that is decided."""
-        scores = self.insert(sure, f"{EXITS}.{choice.name}", reading(early))
-        self.add_choice(choice, read=reading(*values(scores), early))
-        for mode, graph in self._graphs.items():
-            insert_leave(graph, self._decisions[mode, choice.name], early[mode])
-        self._stale = True
-        return {mode: self._decisions[mode, choice.name] for mode in MODES}
-
-    def mix(self, mixed: Mapping[str, Mixed]) -> None:
-        """Let choices put weights together from bases, which are 0 at first."""
-        if self._sized or self._picked:
-            self._undo_resizing()
-        for name, one in mixed.items():
-            zeros = torch.zeros(one.bases, *self._tensors[name].shape)
-            bases = self.add_state(f"{BASES}.{name}", self._like_source(zeros))
-            for mode, graph in self._graphs.items():
-                mix_weight(graph, name, bases, self._decisions[mode, one.choice], one, self._tensors)
-        self._stale = True
-        if self._sized or self._picked:
-            self.resize({})
 
     def gain(self, gained: Iterable[Gained]) -> None:
         """Let choices scale what branches add; at gain 0 nothing of a branch need run."""

@@ -7,15 +7,15 @@ Hwa, Kovashka; ECV workshop at CVPR 2021).
     exit      confidence(early) > threshold         the output is `early`, stage 2 does not run
     stage 2   W_l(x) = W0_l + sum_n a_ln D_ln       every chosen layer l of the source
 
-Verified against the abstract: a lightweight model gives an initial prediction and input-dependent coefficients,
-these control how a specialist is put together from basis models, and inference may end early. As we recall it,
-and not verified: coefficients per layer, softmax over the bases, kernels mixed with batch norm shared, a preview
-that is narrower and sees a smaller image. The form W0 + sum a D is ours: with D = 0 at first the network is its
-source for any coefficients. Full capacity is all coefficients at 0, the network of W0 alone: so it stays the
-source's own computation after training, too.
+Verified against the abstract: a lightweight model gives an initial prediction and input-dependent
+coefficients, these control how a specialist is put together from basis models, and inference may end early.
+As we recall it, and not verified: coefficients per layer, softmax over the bases, kernels mixed with batch
+norm shared, a preview that is narrower and sees a smaller image. The form W0 + sum a D is ours: with D = 0 at
+first the network is its source for any coefficients. Full capacity is all coefficients at 0, the network of
+W0 alone: so it stays the source's own computation after training, too.
 
-Synthesis costs N times the layer's parameters per sample, which is N / (positions) of the layer: where that is
-more than `overhead`, as in classifiers and squeeze-excite layers, the layer keeps its one weight.
+Synthesis costs N times the layer's parameters per sample, which is N / (positions) of the layer: where that
+is more than `overhead`, as in classifiers and squeeze-excite layers, the layer keeps its one weight.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Basis:
         return "source" if previews.is_image(program) else "stage"
 
     def _point(self, program: Program, facts: Facts) -> Point | str | None:
-        """The value that a head on a stage reads; None where the preview reads the input; or why it cannot."""
+        """The value that a head on a stage reads; None: the preview reads the input; or why it cannot."""
         kind = self._kind(program)
         if kind == "stage":
             found = point_at(self.at, program, facts)
@@ -177,7 +177,7 @@ class Basis:
     def _weights(
         self, program: Program, facts: Facts, point: Point | None
     ) -> Iterator[tuple[str, float | str]]:
-        """Weights of layers with the cost of synthesis over that of the layer, or why one is left as it is."""
+        """Weights with the cost of synthesis over that of their layer, or why one is left as it is."""
         tensors = state_tensors(program.state)
         often = [id(tensor) for tensor in tensors.values()]
         for name, tensor in tensors.items():

@@ -1,14 +1,14 @@
 """Early exits: heads on the way, whose prediction is final for samples that they are sure of.
 
 BranchyNet (Teerapittayanon, McDanel, Kung; ICPR 2016) put side branches on a network; multi-exit networks
-followed. Here a head is pooling, a linear layer (before it a layer norm, for token streams), and a confidence
-with a threshold (`dyncompile.exits`), at the last place that has a given share of the network's MACs before it:
+followed. Here a head is pooling, a linear layer (before it a layer norm, for token streams), a confidence and
+a threshold (`dyncompile.exits`), at the last place that has a given share of the network's MACs before it:
 
     early_i = head_i(mean over positions of x_i)
     output  = early_1 where confidence(early_1) > t_1, else early_2 where ..., else the network's own
 
-Thresholds are above 1 at first: nobody leaves before ``dc.calibrate_exit``, and the network is its source. What
-comes after an exit does not run for the samples that left there, other decisions included.
+Thresholds are above 1 at first: nobody leaves before ``dc.calibrate_exit``, and the network is its source.
+What comes after an exit does not run for the samples that left there, other decisions included.
 
 BranchyNet decides by entropy; its branches are small convolutional networks, ours are not. Shares are ours.
 """

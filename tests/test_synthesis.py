@@ -45,6 +45,12 @@ def conv_case(layer: tuple[int, ...], rows: int) -> tuple[Tensor, ...]:
     return x, weight, bases, torch.randn(rows, 5).double(), torch.randn(outputs).double()
 
 
+def options_of(layer: tuple[int, ...]) -> Any:
+    """Stride, padding, dilation, groups."""
+    *_, stride, padding, dilation, groups = layer
+    return [stride, stride], [padding, padding], [dilation, dilation], groups
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 5])
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 @pytest.mark.parametrize("bound", [10**9, 1, 200])
@@ -53,16 +59,13 @@ def test_convolution_equals_a_loop(
 ) -> None:
     monkeypatch.setattr(synthesis, "CPU_KERNELS", bound)
     x, weight, bases, coefficients, bias = conv_case(layer, rows)
-    *_, stride, padding, dilation, groups = layer
-    pairs: Any = [[n, n] for n in (stride, padding, dilation)]
+    options = options_of(layer)
     kernels = synthesize(weight, bases, Decision(coefficients, -1), 1, 0.0)
-    actual = basis_conv2d(x, kernels, bias, *pairs, groups)
+    actual = basis_conv2d(x, kernels, bias, *options)
     if not rows:
-        assert actual.shape == F.conv2d(x, weight, bias, *pairs, groups).shape
+        assert actual.shape == F.conv2d(x, weight, bias, *options).shape
         return
-    expected = by_hand(
-        x, weight, bases, coefficients[:, 1:4], lambda x, w: F.conv2d(x, w, bias, *pairs, groups)
-    )
+    expected = by_hand(x, weight, bases, coefficients[:, 1:4], lambda x, w: F.conv2d(x, w, bias, *options))
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -135,14 +138,13 @@ def test_gradients_are_those_of_a_loop(
     monkeypatch.setattr(synthesis, "CPU_KERNELS", bound)
     x, weight, bases, coefficients, bias = conv_case(layer, 3)
     rows = (coefficients[:1].repeat(3, 1) if equal else coefficients)[:, :3].clone()
-    *_, stride, padding, dilation, groups = layer
-    pairs: Any = [[n, n] for n in (stride, padding, dilation)]
+    options = options_of(layer)
     leaves = [t.clone().requires_grad_() for t in (x, weight, bases, rows, bias)]
     kernels = synthesize(leaves[1], leaves[2], Decision(leaves[3], -1), 0, 0.0)
-    actual = basis_conv2d(leaves[0], kernels, leaves[4], *pairs, groups)
+    actual = basis_conv2d(leaves[0], kernels, leaves[4], *options)
     mine = torch.autograd.grad(actual.square().sum(), leaves)
     others = [t.clone().requires_grad_() for t in (x, weight, bases, rows, bias)]
-    expected = by_hand(*others[:4], lambda x, w: F.conv2d(x, w, others[4], *pairs, groups))
+    expected = by_hand(*others[:4], lambda x, w: F.conv2d(x, w, others[4], *options))
     for one, same in zip(mine, torch.autograd.grad(expected.square().sum(), others), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-9, atol=1e-9)
 

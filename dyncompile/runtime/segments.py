@@ -6,8 +6,9 @@ as long as later work or a value that crosses depends on it: rows that differ in
 a cut go on together.
 
 Only choices that size something make rows part, and exits: rows that stop at one get the outputs through an
-outlet, which computes what nothing but the early prediction needs, and they pass no later segment. Gains are numbers per row: they are decided on the way, and
-a branch that some rows skip becomes a function of the rows that do not (`dyncompile.runtime.branches`).
+outlet, which computes what nothing but the early prediction needs, and they pass no later segment. Gains are
+numbers per row: they are decided on the way, and a branch that some rows skip becomes a function of the rows
+that do not (`dyncompile.runtime.branches`).
 """
 
 from __future__ import annotations

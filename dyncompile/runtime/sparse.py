@@ -72,7 +72,7 @@ class SparseRun:
             missing = self._missing(name, rows)
             if len(missing) or name not in self._decided:
                 ask(name, missing, None)
-        for name, known in self._logits.items():  # what rows have left before has no logits of theirs
+        for known in self._logits.values():  # what rows have left before has no logits of theirs
             missing = _others([at for at, _ in known], rows)
             known.append((missing, known[0][1].new_full((len(missing), known[0][1].shape[1]), torch.nan)))
         return Finished(tuple(left), _in_order(self._decided), _in_order(self._logits))

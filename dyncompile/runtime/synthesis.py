@@ -2,15 +2,15 @@
 
     W(x) = W0 + sum_n a_n(x) D_n            W0 [*W], D [N, *W], a [B, N];  y = conv(x, W(x)) + b
 
-With D = 0 this is W0 for any finite a. Rows whose coefficients are equal share one kernel, and all zeros mean
-W0 itself: then the layer runs as the source's does, bit for bit. Other rows need kernels of their own. What is
-fastest was measured (float32, one CPU thread, batches 1, 8 and 32; ``benchmarks/synthesis.py``):
+With D = 0 this is W0 for any finite a. Rows whose coefficients are equal share one kernel, and all zeros
+mean W0 itself: then the layer runs as the source's does, bit for bit. Other rows need kernels of their own.
+What is fastest was measured (float32, one CPU thread, batches 1, 8, 32; ``benchmarks/synthesis.py``):
 
     one row                  the layer with the synthesized kernel
     1x1 convolution, linear  batched matrix product: 1.0 to 2.1 times as fast as a grouped convolution
-    other convolutions       one convolution with B times the groups; a loop is slower, up to 10 times (depthwise)
+    other convolutions       one convolution with B times the groups; a loop takes up to 5 times as long
     many large kernels       in chunks: kernels that stay in the cache make a 3x3 layer of 256 channels at 7x7
-                             twice as fast as one grouped convolution of 32 rows, which holds 75 MB of kernels
+                             twice as fast as one convolution of 32 rows' groups, which holds 75 MB of kernels
 
 A chunk holds at most `CPU_KERNELS` (or `DEVICE_KERNELS`) numbers of kernels, one row's kernel at least. With
 gradients, chunks are computed again in the backward pass, so that the bound holds there, too.
@@ -115,8 +115,8 @@ def _mixed(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, many: Own
         return one(x, kernels.single(), bias)
     count = len(kernels.coefficients)
     if kernels.rounded and not _learns(kernels.coefficients):
-        distinct, member = kernels.coefficients.unique(dim=0, return_inverse=True)
-        if len(distinct) <= count // 2:
+        member = _groups(kernels.coefficients)
+        if int(member.max()) < count // 2:
             return _by_kernel(x, kernels, bias, one, member)
     bound = CPU_KERNELS if x.device.type == "cpu" else DEVICE_KERNELS
     size = max(1, min(count, bound // kernels.weight.numel()))
@@ -138,6 +138,11 @@ def _by_kernel(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, membe
     order = torch.cat(groups).argsort()
     whole = torch.unflatten(torch.cat(parts), 0, (len(member), -1))
     return whole.index_select(0, order).flatten(0, 1)
+
+
+def _groups(rows: Tensor) -> Tensor:
+    """Which of the distinct rows each row [B, N] is: int64 [B]."""
+    return cast(Any, torch).unique(rows, dim=0, return_inverse=True)[1]
 
 
 def _again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """Thresholds and temperatures of exits from validation data.
 
-Temperatures minimize the cross entropy of each early prediction (Guo et al., ICML 2017), so that confidences of
-several exits mean the same. One threshold then serves all exits: it is searched among those that tell the
+Temperatures minimize the cross entropy of each early prediction (Guo et al., ICML 2017), so that confidences
+of several exits mean the same. One threshold then serves all exits: it is searched among those that tell the
 validation samples apart, by what every sample would cost and say at each exit.
 
     at threshold t a sample leaves at its first exit of confidence above t, else it gets the final prediction
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -83,10 +83,10 @@ def calibrate_exit(
     Args:
         dyn: a model with exits; its mode stays as it is.
         data: validation samples on the model's device, batch by batch, in the forms that `fit` takes.
-        target: mean share of the source's MACs, decisions included, that is not to be passed. The most careful
-            threshold that keeps to it is taken.
-        accuracy_drop: largest loss of accuracy against nobody leaving, as a share of the samples. The cheapest
-            threshold that keeps to it is taken.
+        target: mean share of the source's MACs, decisions included, that is not to be passed. The most
+            careful threshold that keeps to it is taken.
+        accuracy_drop: largest loss of accuracy against nobody leaving, as a share of the samples. The
+            cheapest threshold that keeps to it is taken.
         temperatures: fit them; else they stay as they are.
 
     Raises:
@@ -213,11 +213,11 @@ def _best(
 
 def _candidates(sure: Tensor) -> list[float]:
     """Thresholds between neighboring confidences, below all of them, and `OFF`."""
-    known: Tensor = torch.unique(sure)  # pyright: ignore[reportUnknownMemberType]
+    known: Tensor = cast(Any, torch).unique(sure)
     if len(known) > _CANDIDATES:
         known = known[torch.linspace(0, len(known) - 1, _CANDIDATES).round().long()]
     between = (known[1:] + known[:-1]) / 2
-    return [-1.0, *between.tolist(), OFF]
+    return [-1.0, *map(float, between), OFF]
 
 
 def fitted_temperature(logits: Tensor, labels: Tensor) -> float:

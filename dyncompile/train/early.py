@@ -65,7 +65,7 @@ class Staying:
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
-    """`Staying` by the clock: coefficients are equal at first and what the net says after `share` of the phase.
+    """`Staying` by the clock: coefficients are equal at first, after `share` of the phase what the net says.
 
     Attributes:
         share: part of the phase; 0 starts with what the net says.
@@ -117,8 +117,8 @@ class EarlyLoss:
 
 @dataclass(frozen=True, slots=True)
 class EarlyDistillation:
-    """``weight sum_e H(softmax(output), early_e)``: early predictions learn from the final one, which does not
-    learn from them.
+    """``weight sum_e H(softmax(output), early_e)``: early predictions learn from the final one, not it
+    from them.
     """
 
     weight: float = 1.0
@@ -137,10 +137,10 @@ class EarlyDistillation:
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """``weight (H(p, output) + early_weight sum_e H(p, early_e))``: p are the probabilities of another network.
+    """``weight (H(p, output) + early_weight sum_e H(p, early_e))``: p is what another network says.
 
     Attributes:
-        teacher: takes the model's arguments; it is run in evaluation mode without gradients and stays as it is.
+        teacher: takes the model's arguments; it runs in evaluation mode, without gradients.
         weight, temperature: as in `soft_cross_entropy`.
         early_weight: of early predictions; 0 leaves them out.
     """
