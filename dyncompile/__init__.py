@@ -23,9 +23,10 @@ from dyncompile.errors import (
 )
 from dyncompile.pipeline import Pass, Plan, Rejection, Site, dynamize
 from dyncompile.policies import Forced, Full, Learned, Policy, Sampled, Smallest
+from dyncompile.previews import register_preview
 from dyncompile.program import Choice, Domain, Program, Route
 from dyncompile.runtime.model import DynamicModel
-from dyncompile.train import fit, recipes
+from dyncompile.train import ExitCalibration, calibrate_exit, fit, recipes
 from dyncompile.verify import Report, verify
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "Domain",
     "DynamicModel",
     "DyncompileError",
+    "ExitCalibration",
     "Facts",
     "Forced",
     "Full",
@@ -57,11 +59,13 @@ __all__ = [
     "Smallest",
     "SpecError",
     "TrainingError",
+    "calibrate_exit",
     "deploy",
     "dynamize",
     "fit",
     "load",
     "recipes",
+    "register_preview",
     "save",
     "specialize",
     "verify",

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from dyncompile.analysis.exits import exit_conditions
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.macs import Polynomial, path_nodes, product
 from dyncompile.analysis.skips import Condition, conditions, find_skips
 from dyncompile.errors import RouteError
-from dyncompile.program import Program, Route, activity
+from dyncompile.program import Choice, Domain, Program, Route, activity
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,16 @@ class _Term:
 class Macs:
     """``Macs(program, costs)(route) -> [B]``: MACs per sample, float64, differentiable in the route.
 
-    `costs` are polynomials by node name; nodes of a branch that a row skips cost nothing. Exact at one-hot
-    rows; multilinear in between (the expected cost of independent choices). A gain, and the weight of an
-    alternative, costs by whether it is above 0; its gradient is straight-through: that of the number itself.
+    `costs` are polynomials by node name; nodes of a branch that a row skips cost nothing, nor do those that
+    only the exit needs which a row does not take. With `deciding`, what decisions read is needed, whether or
+    not the path is (`exit_conditions`). Exact at one-hot rows; multilinear in between (the expected cost of
+    independent choices). A gain, and the weight of an alternative, costs by whether it is above 0; its
+    gradient is straight-through: that of the number itself.
     """
 
-    def __init__(self, program: Program, costs: Mapping[str, Polynomial]) -> None:
+    def __init__(self, program: Program, costs: Mapping[str, Polynomial], *, deciding: bool = False) -> None:
         self._choices = program.choices
-        self._terms = _terms(program, costs)
+        self._terms = _terms(program, costs, deciding=deciding)
 
     @property
     def choices(self) -> frozenset[str]:
@@ -77,9 +80,14 @@ class Macs:
         batch = max((rows.shape[0] for rows in route.values()), default=1)
         device = _device(route)
         rows = {name: value.to(device).expand(batch, -1) for name, value in route.items()}
-        on = {name: activity(self._choices[name], value.double()) for name, value in rows.items()}
+        on = {name: _columns(self._choices[name], value.double()) for name, value in rows.items()}
         none = torch.zeros(batch, dtype=torch.float64, device=device)
         return sum((term.value(on, batch) for term in self._terms), none)
+
+
+def _columns(choice: Choice, rows: Tensor) -> Tensor:
+    """Which columns are on [B, columns]. An exit has two: whether a row stops, and whether it goes on."""
+    return torch.cat([rows, 1 - rows], 1) if choice.domain is Domain.EXIT else activity(choice, rows)
 
 
 def _device(route: Route) -> torch.device:
@@ -92,9 +100,11 @@ _Key = tuple[tuple[str, ...], tuple[tuple[str, int, int, int], ...], tuple[Condi
 """What monomials of a term share: sizing choices; (choice, size, block, power) of picks; conditions."""
 
 
-def _terms(program: Program, costs: Mapping[str, Polynomial]) -> list[_Term]:
+def _terms(program: Program, costs: Mapping[str, Polynomial], *, deciding: bool) -> list[_Term]:
     grouped: dict[_Key, list[tuple[dict[str, list[int]], int]]] = {}
-    when = conditions(find_skips(program.graphs["eval"]))
+    skipped = conditions(find_skips(program.graphs["eval"]))
+    left = exit_conditions(program.graphs["eval"], deciding=deciding)
+    when = {name: (*skipped.get(name, ()), *left.get(name, ())) for name in {*skipped, *left}}
     for node, polynomial in costs.items():
         for monomial, coefficient in polynomial.items():
             vectors: dict[str, list[int]] = {}

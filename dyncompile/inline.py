@@ -7,14 +7,14 @@ any source, and becomes nodes among the others: typed, priced, narrowed and skip
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.capture import capture
-from dyncompile.program import POLICY, Program
+from dyncompile.program import POLICY, Mode, Program
 from dyncompile.state import CONSTANTS, STATE_PREFIX
 from dyncompile.torchlib import fake_copy, is_symbolic, items, map_nodes
 
@@ -31,7 +31,7 @@ def capture_like(module: nn.Module, values: Sequence[Tensor], home: Tensor) -> P
     """
     own = copy.deepcopy(module).to(home.device)
     own = own.to(home.dtype) if any(p.is_floating_point() for p in own.parameters()) else own
-    return capture(own, tuple(_example(value, home.device) for value in values))
+    return capture(own, tuple(_example(value, home.device) for value in values), whole=False)
 
 
 class Alternatives(nn.ModuleDict):
@@ -55,6 +55,7 @@ def copy_nodes(
     inputs: Sequence[fx.Node],
     prefix: str,
     tensor: Callable[[str], Tensor],
+    after: fx.Node | None = None,
 ) -> tuple[fx.Node, ...]:
     """Copy `source` into `graph` right after the last of `inputs`, which it reads; its flat outputs.
 
@@ -64,10 +65,11 @@ def copy_nodes(
         inputs: values for the source's inputs, in their order.
         prefix: of the state that the copy reads, see `state_name`.
         tensor: state by name.
+        after: a node that the copy stands behind as well.
     """
     like = next(value for node in inputs if isinstance(value := node.meta["val"], Tensor))
     waiting, env = iter(inputs), dict[fx.Node, Any]()
-    last = max(inputs)
+    last = max(inputs) if after is None else max(*inputs, after)
     for node in source.nodes:
         if node.op == "placeholder":
             env[node] = None if node.target == POLICY else next(waiting)
@@ -102,3 +104,24 @@ def _example(value: Tensor, device: torch.device) -> Tensor:
     least = [2] if is_symbolic(leading) else []
     shape = [*least, *(int(size) for size in value.shape[len(least) :])]
     return torch.zeros(shape, dtype=value.dtype, device=device)
+
+
+def tensor_inputs(graph: fx.Graph) -> list[fx.Node]:
+    """The inputs of a graph that hold tensors, in order."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.target != POLICY]
+    return [node for node in inputs if isinstance(node.meta.get("val"), Tensor)]
+
+
+Value = Mapping[Mode, fx.Node]
+"""One value, by its node in each graph."""
+
+
+def values(outputs: Mapping[Mode, Sequence[fx.Node]]) -> list[Value]:
+    """What an inserted network gives, value by value."""
+    count = len(next(iter(outputs.values())))
+    return [{mode: nodes[at] for mode, nodes in outputs.items()} for at in range(count)]
+
+
+def reading(*given: Value) -> dict[Mode, list[fx.Node]]:
+    """Values as the inputs of a network, or what a decision reads."""
+    return {mode: [value[mode] for value in given] for mode in given[0]}

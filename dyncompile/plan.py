@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dyncompile.analysis.points import Point
 from dyncompile.gate import Gate
 from dyncompile.program import Choice, Mode, Picked, Sized
 
@@ -65,6 +66,19 @@ class Mixed:
     nodes: Mapping[Mode, tuple[str, str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Synthesized:
+    """A weight that becomes ``W0 + sum_n a_n D_n``: a_n is column ``start + n`` of a choice.
+
+    A `step` above 0 rounds coefficients to its multiples.
+    """
+
+    choice: str
+    start: int
+    bases: int
+    step: float = 0.0
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a pass is going to do; nothing has been edited yet.
@@ -78,6 +92,9 @@ class Plan:
         picked: elastic dims whose positions a choice keeps and scales one by one.
         gained: branches that a choice scales or skips, by name.
         mixed: places with alternatives, by name.
+        synthesized: weights that a choice mixes from bases, by name.
+        deciders: what decides a choice that has a net of the pass's own, in words, by choice.
+        points: values that such nets read, by choice.
     """
 
     choices: tuple[Choice, ...] = ()
@@ -88,3 +105,6 @@ class Plan:
     picked: Mapping[str, Picked] = field(default_factory=dict[str, Picked])
     gained: Mapping[str, Gained] = field(default_factory=dict[str, Gained])
     mixed: Mapping[str, Mixed] = field(default_factory=dict[str, Mixed])
+    synthesized: Mapping[str, Synthesized] = field(default_factory=dict[str, Synthesized])
+    deciders: Mapping[str, str] = field(default_factory=dict[str, str])
+    points: Mapping[str, Point] = field(default_factory=dict[str, Point])

@@ -92,7 +92,8 @@ class Sampled:
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
         """One-hot rows; gains that are 0 or from a half to 1, evenly often; random bits in other domains.
 
-        Rows of the simplex are one-hot or share their weight between two columns, evenly often.
+        Rows of the simplex are one-hot or share their weight between two columns, evenly often; coefficients
+        of a mixture come from [0, 1).
         """
         digest = hashlib.sha256(f"{self.seed}:{choice.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
@@ -121,10 +122,15 @@ def _random_mixtures(rows: int, width: int, generator: torch.Generator) -> Tenso
     return first * (1 - share) + second * share
 
 
+def _random_coefficients(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(rows, width, generator=generator, dtype=torch.float32)
+
+
 _DRAWS: Mapping[Domain, Callable[[int, int, torch.Generator], Tensor]] = {
     Domain.ONE_HOT: _random_columns,
     Domain.GAINS: _random_gains,
     Domain.SIMPLEX: _random_mixtures,
+    Domain.MIXTURE: _random_coefficients,
 }
 
 
@@ -138,6 +144,8 @@ class Learned:
     gains     the logits themselves, capped to [0, 1]: exactly 0 switches off, what is on is scaled. The
               gradient passes both ways through the cap, but never pushes a logit beyond -1 or 2, from where
               it would take long to come back
+    mixture   what the net says: its activation is part of the graph
+    exit      stop where the confidence is above its threshold, which is the logit being above 0; no gradient
 
     simplex   the softmax at temperature `tau`, made sparse by the choice's selection: what is not kept is
               exactly 0, what is kept is renormalized. The gradient is that of the whole softmax
@@ -185,6 +193,14 @@ def _learned_bits(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
     return _hardened((scores > 0).float(), soft) if how.hard else soft
 
 
+def _learned_mixture(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
+    return logits
+
+
+def _learned_exit(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
+    return (logits > 0).float()
+
+
 def _learned_gains(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
     return cast(Any, _Capped).apply(logits)
 
@@ -194,6 +210,8 @@ _LEARNED: Mapping[Domain, Callable[[Learned, Choice, Tensor], Tensor]] = {
     Domain.SIMPLEX: _learned_weights,
     Domain.BITS: _learned_bits,
     Domain.GAINS: _learned_gains,
+    Domain.MIXTURE: _learned_mixture,
+    Domain.EXIT: _learned_exit,
 }
 
 

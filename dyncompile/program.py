@@ -31,6 +31,7 @@ class Domain(Enum):
     BITS = "bits"
     GAINS = "gains"
     SIMPLEX = "simplex"
+    MIXTURE = "mixture"
     EXIT = "exit"
 
 
@@ -76,6 +77,7 @@ class Choice:
 
     `full` is the row that reproduces the source, `smallest` the cheapest one; `labels` name the columns.
     `selection` is how a learned row of the simplex becomes sparse; None keeps the best column alone.
+    Columns of a mixture that are mixed with one another come in runs of `block`.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Choice:
     smallest: tuple[float, ...]
     labels: tuple[str, ...] = ()
     selection: Selection | None = None
+    block: int = 0
 
     @property
     def width(self) -> int:

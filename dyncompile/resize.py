@@ -254,7 +254,9 @@ def drop_unused(graph: fx.Graph, targets: Sequence[Any]) -> None:
 def set_arguments(node: fx.Node, arguments: Mapping[str, Any]) -> None:
     """Give an operator node arguments by schema name; trailing defaults are left out."""
     schema = schema_of(node.target)
-    assert schema is not None
+    if schema is None:  # operators of this package are given all their arguments by position
+        node.args = tuple(arguments.values())
+        return
     positional = [a for a in schema.arguments if not a.kwarg_only]
     while positional and _is_default(positional[-1], arguments):
         positional.pop()

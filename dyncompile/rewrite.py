@@ -22,12 +22,20 @@ from dyncompile.analysis.sums import Sums
 from dyncompile.errors import SpecError
 from dyncompile.gate import Gate, insert_head, insert_pooling, insert_trunk
 from dyncompile.inline import Alternatives, capture_like, copy_nodes, state_name
+from dyncompile.insertions import Insertions
 from dyncompile.plan import Gained, Mixed, Plan
 from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Sized, copy_graph
 from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
 from dyncompile.runtime.rows import batch_axis
-from dyncompile.state import GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
+from dyncompile.state import (
+    GATES,
+    STATE_PREFIX,
+    drop_state,
+    put_state,
+    share_state,
+    state_tensors,
+)
 
 _ALTERNATIVES = "branches"
 """Where inserted alternatives are kept, under ``dyn.``."""
@@ -36,7 +44,7 @@ _STATISTICS = "statistics"
 """Where private batch-norm statistics are kept, under ``dyn.``."""
 
 
-class Editor:
+class Editor(Insertions):
     """Edits a copy of `program`; `finish` returns the result. The given program stays as it is."""
 
     def __init__(self, program: Program, facts: Facts) -> None:
@@ -57,21 +65,18 @@ class Editor:
             if node.target is ops.decide
         }
 
-    @property
-    def program(self) -> Program:
-        """What was planned on."""
-        return self._program
-
-    @property
-    def facts(self) -> Facts:
-        """What was known when it was planned."""
-        return self._planned
-
-    def add_choice(self, choice: Choice, gate: Gate | None = None) -> None:
+    def add_choice(
+        self,
+        choice: Choice,
+        gate: Gate | None = None,
+        *,
+        read: Mapping[Mode, Sequence[fx.Node]] | None = None,
+    ) -> None:
         """Insert a decision.
 
         With a gate it is taken after the point that the gate reads, from its logits or by the policy;
-        without one by the policy alone, right after the inputs.
+        without one by the policy alone, right after the inputs. Instead of a gate a pass may insert a net of
+        its own: `read` names its logits, and what else is to be known of the decision (an early prediction).
         """
         if choice.name in self._choices:
             raise SpecError(
@@ -86,7 +91,8 @@ class Editor:
             inputs = [node for node in graph.nodes if node.op == "placeholder"]
             policy = next(node for node in inputs if node.target == POLICY)
             features = () if gate is None else (self._insert_gate(mode, graph, choice, gate),)
-            with graph.inserting_after(features[0] if features else self._last_ungated(mode) or inputs[-1]):
+            features = features if read is None else tuple(read[mode])
+            with graph.inserting_after(max(features) if features else self._last_ungated(mode) or inputs[-1]):
                 decision = graph.call_function(ops.decide, (policy, choice.name, *features))
             self._decisions[mode, choice.name] = decision
 
@@ -136,7 +142,11 @@ class Editor:
         return target
 
     def insert(
-        self, module: nn.Module, prefix: str, inputs: Mapping[Mode, Sequence[fx.Node]]
+        self,
+        module: nn.Module,
+        prefix: str,
+        inputs: Mapping[Mode, Sequence[fx.Node]],
+        after: Mapping[Mode, fx.Node] | None = None,
     ) -> dict[Mode, tuple[fx.Node, ...]]:
         """Insert a network after the values that it reads; its flat outputs in each graph.
 
@@ -144,6 +154,7 @@ class Editor:
             module: captured like a source, in the source's dtype; it stays as it is.
             prefix: its state is called ``dyn.<prefix>.<name>``.
             inputs: the nodes that it reads in each graph, in the order of its arguments.
+            after: nodes that it is to stand behind, too: an exit, which rows that leave do not pass.
 
         Raises:
             CaptureError: the module cannot be traced on values of these shapes.
@@ -157,7 +168,14 @@ class Editor:
             self._tensors[target] = value
         self._stale = True
         return {
-            mode: copy_nodes(own.graphs[mode], graph, inputs[mode], prefix, self._tensors.__getitem__)
+            mode: copy_nodes(
+                own.graphs[mode],
+                graph,
+                inputs[mode],
+                prefix,
+                self._tensors.__getitem__,
+                after[mode] if after else None,
+            )
             for mode, graph in self._graphs.items()
         }
 

@@ -12,6 +12,7 @@ from dyncompile.analysis.dims.algebra import elastics, size
 from dyncompile.analysis.dims.call import flat_types
 from dyncompile.analysis.dims.facts import ElasticFacts
 from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.macs import evaluate
 from dyncompile.analysis.points import Point
 from dyncompile.analysis.regions import Branch
 from dyncompile.errors import SpecError
@@ -137,3 +138,19 @@ def is_before(point: Point, branch: Branch, facts: Facts) -> bool:
 
 def _node(program: Program, mode: Mode, name: str) -> fx.Node:
     return next(node for node in program.graphs[mode].nodes if node.name == name)
+
+
+def point_at(share: float, program: Program, facts: Facts) -> Point | None:
+    """The last place for a decision that has at most a share of the network's MACs before it, or the first.
+
+    None where there is no place. MACs of work beside the trunk count where it stands in the graph.
+    """
+    order = [node.name for node in program.graphs["eval"].nodes]
+    total = evaluate(facts.macs.path, {})
+    spent, before = 0, dict[str, float]()
+    for name in order:
+        spent += evaluate(facts.macs.nodes.get(name, {}), {})
+        before[name] = spent / max(total, 1)
+    places = facts.points.points
+    fitting = [point for point in places if before[point.name] <= share]
+    return fitting[-1] if fitting else next(iter(places), None)

@@ -18,6 +18,13 @@ GATES = f"{STATE_PREFIX}.gates"
 """Where the parameters of decision nets live: ``dyn.gates.<choice>.<layer>.<name>``."""
 
 
+BASES = "bases"
+"""Where bases of mixed weights live, under ``dyn.``: ``dyn.bases.<weight>``."""
+
+EXITS = "exits"
+"""Where temperatures and thresholds of exits live, under ``dyn.``: ``dyn.exits.<choice>.threshold``."""
+
+
 def adopt_state(state: nn.Module, source: nn.Module) -> None:
     """Register the source's parameters and buffers in `state`, tied names included, in the source's order."""
     for prefix, module in named_modules(source):

@@ -86,6 +86,8 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
     "layers": (Residual, (2, 3), "lcnet(channels=False)"),
     "channels": (Residual, (2, 3), "lcnet(layers=False, block=4)"),
     "routes": (Residual, (2, 3), "routing(candidates=('identity', 'lowrank'), hidden=4, rank=0.5)"),
+    "basis": (Plain, (2, 3, 6, 6), "basisnet(bases=2, overhead=1.0)"),
+    "exits": (Plain, (2, 3, 6, 6), "exits(at=(0.5,), confidence=margin)"),
     "depth": (
         Residual,
         (2, 3),

@@ -32,7 +32,7 @@ def learned(dyn: dc.DynamicModel, split: Split) -> tuple[dict[str, Any], dict[st
         routes.append(route)
     route = {name: torch.cat([one[name] for one in routes]) for name in dyn.choices}
     path = float(dyn.macs(route).mean()) / dyn.static_macs
-    deciding = dyn.decision_macs / dyn.static_macs
+    deciding = float(dyn.spent(route).mean()) / dyn.static_macs - path
     use = asdict(summarize([route], dyn.choices))
     found = {
         "accuracy": float(torch.cat(right).float().mean()),

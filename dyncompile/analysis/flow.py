@@ -28,6 +28,7 @@ CONTRACTIONS = frozenset(
         *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
         *("convolution", "linear", "bilinear", "einsum", "matmul", "mm", "bmm", "mv", "addmm", "addbmm"),
         *("baddbmm", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu"),
+        *("basis_conv2d", "basis_linear"),
     )
 )
 
@@ -53,7 +54,7 @@ _SECOND_IS_SHAPE = frozenset(("view_as", "reshape_as", "expand_as", "type_as"))
 _MAY_ALIAS = frozenset(
     (
         *("reshape", "reshape_as", "flatten", "contiguous", "to", "type_as", "dropout", "chunk", "getitem"),
-        *("gain", "mix", "scale"),
+        *("gain", "leave", "mix", "scale"),
     )
 )
 """Operators that return a view at times, though their schema does not say so."""
@@ -100,7 +101,8 @@ class Flow:
                 users[operand].append(node)
             if node.op in ("get_attr", "output") or node.target in decisions or not carries_tensor(node):
                 continue
-            data = [operand for operand in read if operand in sources and operand is not _shape_operand(node)]
+            beside = _beside(node)
+            data = [operand for operand in read if operand in sources and operand is not beside]
             if data or node.op == "placeholder":
                 sources[node] = data
         order: dict[fx.Node | None, int] = {node: index for index, node in enumerate(operands)}
@@ -249,9 +251,12 @@ def _module_call(node: fx.Node) -> str:
     return next(reversed(node.meta.get("nn_module_stack") or ("",)))
 
 
-def _shape_operand(node: fx.Node) -> object:
+def _beside(node: fx.Node) -> object:
+    """The operand whose values do not matter, or an early prediction: the network is the final one."""
     if op_name(node) in _FIRST_IS_SHAPE:
         return node.args[0]
+    if op_name(node) == "leave":
+        return node.args[1]
     return node.args[1] if op_name(node) in _SECOND_IS_SHAPE else None
 
 

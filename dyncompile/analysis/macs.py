@@ -17,6 +17,7 @@ from dyncompile.analysis.dims.call import bind
 from dyncompile.analysis.dims.facts import GraphDims
 from dyncompile.analysis.flow import CONTRACTIONS, op_name
 from dyncompile.runtime.ops import DECISIONS
+from dyncompile.runtime.synthesis import synthesize
 from dyncompile.torchlib import items, schema_of
 
 Polynomial = Mapping[tuple[Elastic, ...], int]
@@ -29,7 +30,8 @@ class MacsFacts:
 
     Attributes:
         nodes: node name -> MACs per sample, nodes on the data path.
-        decisions: the same for nodes that only decisions read.
+        decisions: the same for nodes that only decisions read, and for the synthesis of kernels: it is done
+            since something was decided, and a static network with the kernel does not do it.
         unmodeled: operators with parameters whose cost is unknown, by node; not in any sum.
     """
 
@@ -61,12 +63,12 @@ def macs_facts(graph: fx.Graph, dims: GraphDims) -> MacsFacts:
 
 
 def path_nodes(graph: fx.Graph) -> set[str]:
-    """Nodes that the output depends on through data, not through a decision."""
+    """Nodes that the output depends on through data, not through a decision; kernels are state."""
     found: set[str] = set()
     todo = [node for node in graph.nodes if node.op == "output"]
     while todo:
         node = todo.pop()
-        if node.name in found:
+        if node.name in found or node.target is synthesize:
             continue
         found.add(node.name)
         if node.target not in DECISIONS:

@@ -11,6 +11,7 @@ from torch import fx
 
 from dyncompile.analysis.dims.algebra import Elastic, elastics, leaves
 from dyncompile.analysis.dims.call import TensorType, Type, flat_types
+from dyncompile.runtime.synthesis import synthesize
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Sums:
     def dims(self, node: fx.Node) -> TensorType:
         """The type of a data value; nothing for state, whose positions meet masked data."""
         found = self.types.get(node.name)
-        return found if isinstance(found, tuple) and node.op != "get_attr" else ()
+        is_state = node.op == "get_attr" or node.target is synthesize
+        return found if isinstance(found, tuple) and not is_state else ()
 
 
 def _counts(types: Iterable[TensorType]) -> Counter[str]:

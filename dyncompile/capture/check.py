@@ -60,8 +60,8 @@ def _names(dtypes: set[torch.dtype]) -> str:
     return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
-def check_module(model: nn.Module) -> None:
-    """Raise CaptureError for modules that no graph can be captured from."""
+def check_module(model: nn.Module, *, whole: bool = True) -> None:
+    """Raise CaptureError for modules that no graph can be captured from; a `whole` network has parameters."""
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             "the model is a scripted module", fix="pass the eager module that it was scripted from"
@@ -76,7 +76,7 @@ def check_module(model: nn.Module) -> None:
             f"the model is wrapped in {type(model).__name__}",
             fix="pass model.module and wrap the dynamic model instead",
         )
-    if not any(True for _ in model.parameters()):
+    if whole and not any(True for _ in model.parameters()):
         raise CaptureError(
             "the model has no parameters, so nothing in it can become dynamic", fix="pass the network itself"
         )

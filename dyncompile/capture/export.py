@@ -30,18 +30,21 @@ from dyncompile.signature import Signature, batch_of, bind_call, forward_signatu
 Traced = tuple[fx.GraphModule, pytree.TreeSpec]
 
 
-def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Program:
+def capture(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, whole: bool = True
+) -> Program:
     """The program of `model`: both graphs, one state (a copy), the calling convention.
 
     Args:
         model: any eager module; it is not modified.
         args, kwargs: example inputs. The leading size of the first tensor is the batch, which stays dynamic;
             every other size is fixed to the example's.
+        whole: it is a network, not a part that is inserted into one and may have no parameters.
 
     Raises:
         CaptureError: the model cannot be traced; names the user's source line and what to do.
     """
-    check_module(model)
+    check_module(model, whole=whole)
     forward = forward_signature(model)
     named = bind_call(forward, args, kwargs or {})
     check_inputs(model, pytree.tree_leaves(named))

@@ -130,7 +130,7 @@ def measure_learned(dyn: DynamicModel, net: nn.Module, split: Split, config: Dem
     images = split.images[: config.batch]
     shares = record.route[choice.name].mean(0)
     return LearnedResult(
-        macs_share=float(dyn.macs(record.route).mean() + dyn.decision_macs) / dyn.static_macs,
+        macs_share=float(dyn.spent(record.route).mean()) / dyn.static_macs,
         latency=compare(lambda: dyn(images), lambda: net(images), config.pairs),
         accuracy=accuracy(dyn, split),
         shuffled_accuracy=accuracy(lambda x: dyn.run(x, policy=dealt)[0], split),

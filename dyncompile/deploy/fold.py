@@ -12,9 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from dyncompile.analysis.exits import find_leaves
 from dyncompile.analysis.skips import Skip, find_skips
 from dyncompile.program import POLICY
-from dyncompile.runtime import ops
+from dyncompile.runtime import ops, synthesis
+from dyncompile.runtime.synthesis import Kernels
 from dyncompile.state import STATE_PREFIX
 from dyncompile.torchlib import items, map_nodes
 
@@ -50,6 +52,16 @@ class _Folder:
         for skip in self._products.values():
             for one, gain in zip(skip.alternatives, self._gains(skip.product), strict=True):
                 self._left_out.update(one.body if gain == 0 else ())
+        for leave in find_leaves(source):
+            stops = self._stops(leave.node)
+            self._left_out.update(leave.rest if stops else leave.own)
+        self._forms: dict[Any, Callable[[fx.Node], Any]] = {
+            ops.gain: self._multiplied,
+            ops.mix: self._multiplied,
+            ops.scale: self._scaled,
+            ops.leave: lambda node: self._operand(node.all_input_nodes[1 if self._stops(node) else 0]),
+            **dict.fromkeys(synthesis.LAYERS, self._with_one_kernel),
+        }
         self.graph = fx.Graph()
         self.state: dict[str, Tensor] = {}
 
@@ -58,10 +70,8 @@ class _Folder:
             return
         if node in self._ends:
             self._static[node] = self._without_branch(self._ends[node])
-        elif node.target in (ops.gain, ops.mix):
-            self._static[node] = self._multiplied(node)
-        elif node.target is ops.scale:
-            self._static[node] = self._scaled(node)
+        elif node.target in self._forms:
+            self._static[node] = self._forms[node.target](node)
         elif node.op == "placeholder" and node.target == POLICY:
             self._known[node] = self._policy
         elif node.op == "get_attr":
@@ -73,6 +83,23 @@ class _Folder:
             new.meta = dict(node.meta)
             if node.op == "placeholder":
                 self._last_read = new
+
+    # -- exits and kernels --------------------------------------------------------------------
+
+    def _stops(self, node: fx.Node) -> bool:
+        """Whether the rows leave at an exit."""
+        decision = node.all_input_nodes[-1]
+        rows = self._policy.decide(decision.args[1], ()).rows[:1]
+        return bool((rows > 0).any())
+
+    def _with_one_kernel(self, node: fx.Node) -> fx.Node:
+        """A layer whose kernel is known, as an ordinary one."""
+        x, *others = node.args
+        args = (self._operand(x), *(self._operand(a) if isinstance(a, fx.Node) else a for a in others))  # pyright: ignore
+        if node.target is synthesis.basis_linear:
+            return self._call(node, aten.linear.default, args)
+        named = isinstance(node.args[4], str)
+        return self._call(node, aten.conv2d.padding if named else aten.conv2d.default, args)
 
     # -- gains --------------------------------------------------------------------------------
 
@@ -144,7 +171,8 @@ class _Folder:
         args, kwargs = map_nodes((node.args, dict(node.kwargs)), self._known.__getitem__)
         assert callable(node.target)
         with torch.no_grad():
-            self._known[node] = node.target(*args, **kwargs)
+            value = node.target(*args, **kwargs)
+            self._known[node] = value.single() if isinstance(value, Kernels) else value
         named = [self._names[operand] for operand in node.all_input_nodes if operand in self._names]
         if named:  # a narrowed or picked tensor goes by the name of the source's tensor
             self._names[node] = min(named, key=lambda name: name.startswith(f"{STATE_PREFIX}."))

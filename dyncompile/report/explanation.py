@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dyncompile.analysis.exits import find_leaves
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.macs import covered, evaluate
 from dyncompile.analysis.skips import Alternative, Skip, find_skips
@@ -180,6 +181,7 @@ def _coverage(facts: Facts, program: Program, skips: Sequence[Skip]) -> Coverage
     total = sum(facts.parameters.values())
     moving = {*program.sized, *program.picked}
     skipped = {node for skip in skips for node in skip.body}
+    skipped |= {node for leave in find_leaves(program.graphs["eval"]) for node in leave.rest}
     names, reads = {n.name for n in skipped}, {str(n.target) for n in skipped if n.op == "get_attr"}
     controlled = sum(
         n for name, n in facts.parameters.items() if name in reads or moving & set(facts.elastics_of(name))
@@ -207,7 +209,10 @@ def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site], skips: Seq
         domain=choice.domain.value,
         sites=sum(site.choice == choice.name for site in sites),
         decided=next(
-            (_gate(plan.gates[choice.name]) for plan in dyn.plans if choice.name in plan.gates), "policy"
+            (_gate(plan.gates[choice.name]) for plan in dyn.plans if choice.name in plan.gates),
+            next(
+                (plan.deciders[choice.name] for plan in dyn.plans if choice.name in plan.deciders), "policy"
+            ),
         ),
         columns=tuple(_columns(dyn, choice, skips)),
     )
@@ -250,8 +255,9 @@ def _needed(dyn: DynamicModel, choice: Choice, skips: Sequence[Skip]) -> int:
     """Parameter elements that are left where nothing is on: no body of a branch, one block of channels."""
     picked = {name: one.block for name, one in dyn.program.picked.items() if one.choice == choice.name}
     own = [one for skip in skips if skip.choice == choice.name for one in skip.alternatives]
-    off = [one for one in own if not _is_on(one, choice.smallest)]
-    reads = {str(node.target) for one in off for node in one.body if node.op == "get_attr"}
+    bodies = [one.body for one in own if not _is_on(one, choice.smallest)]
+    bodies += [one.rest for one in find_leaves(dyn.program.graphs["eval"]) if one.choice == choice.name]
+    reads = {str(node.target) for body in bodies for node in body if node.op == "get_attr"}
     return dyn.facts.narrowed_numel(picked) - sum(dyn.facts.parameters.get(name, 0) for name in reads)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -15,10 +15,11 @@ from dyncompile.analysis.dims.call import Type
 from dyncompile.analysis.facts import Facts, analyze
 from dyncompile.cost import Macs, parameter_costs
 from dyncompile.errors import InputError, RouteError
+from dyncompile.exits import without_exits
 from dyncompile.gate import without_gates
 from dyncompile.plan import Plan
 from dyncompile.policies import Full, Learned, Policy, route_of
-from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Route
+from dyncompile.program import MODES, POLICY, Choice, Domain, Mode, Program, Route
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.dense import densify, unmaskable
@@ -39,12 +40,14 @@ class Record:
     Attributes:
         output: the source's output structure.
         route: decisions [B, width] of every choice; where gradients are on they carry them.
-        logits: outputs [B, width] of the decision nets that were asked.
+        logits: outputs [B, width] of the decision nets that were asked; nan in rows that had left before.
+        early: dense execution only: what the output would be if all rows left, by the exit's choice.
     """
 
     output: Any
     route: Route
     logits: Mapping[str, Tensor]
+    early: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class DynamicModel(nn.Module):
@@ -66,7 +69,7 @@ class DynamicModel(nn.Module):
             object.__setattr__(self, attribute, getattr(program.state, attribute))
         plain: dict[Mode, fx.Graph] = {mode: without_gates(program.graphs[mode]) for mode in MODES}
         self._plain = plain
-        self._flat = {mode: flatten(plain[mode], program.choices) for mode in MODES}
+        self._flat = {mode: flatten(without_exits(plain[mode]), program.choices) for mode in MODES}
         self._forwards = {mode: compile_graph(self._flat[mode].graph, mode, program.state) for mode in MODES}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
         self._dense: dict[Mode, GraphForward] = {}
@@ -109,10 +112,14 @@ class DynamicModel(nn.Module):
             return self._run_dense(flat, rows, policy)
         planned: Route = {} if asks else plan_route(policy, self.choices, rows)
         groups = [] if asks else group_rows(planned, self.choices, rows, self._parting)
-        if len(groups) == 1 and self._flat["eval"].serves(planned):
+        if len(groups) == 1 and not self._leaves(planned) and self._flat["eval"].serves(planned):
             outputs = self._forwards[self.mode](groups[0], *flat)
             return Record(self.program.signature.unflatten(outputs), planned, {})
         return self._run_sparse(flat, rows, policy, planned)
+
+    def _leaves(self, route: Route) -> bool:
+        """Whether some row takes an early exit."""
+        return any(bool((route[name] > 0).any()) for name in self.exits)
 
     @cached_property
     def _parting(self) -> set[str]:
@@ -122,7 +129,7 @@ class DynamicModel(nn.Module):
     def _trains_gates(self) -> bool:
         if not torch.is_grad_enabled():
             return False
-        return any(p.requires_grad for p in self.get_submodule(GATES).parameters())
+        return any(p.requires_grad for name, p in self.named_parameters() if name.startswith(f"{GATES}."))
 
     def _run_dense(self, flat: Sequence[Any], rows: int, policy: Policy) -> Record:
         if self.unmaskable:
@@ -137,7 +144,12 @@ class DynamicModel(nn.Module):
             )
         steering = Deciding(policy, self.choices, torch.arange(rows))
         outputs = self._dense[self.mode](steering, *flat)
-        return Record(self.program.signature.unflatten(outputs), steering.route, steering.logits)
+        unflatten = self.program.signature.unflatten
+        early = {
+            name: unflatten([found if isinstance(out, Tensor) else out for out in outputs])
+            for name, found in steering.early.items()
+        }
+        return Record(unflatten(outputs), steering.route, steering.logits, early)
 
     def _run_sparse(self, flat: Sequence[Any], rows: int, policy: Policy, planned: Route) -> Record:
         run = SparseRun(
@@ -213,6 +225,11 @@ class DynamicModel(nn.Module):
         nodes = [node for node in self.program.graphs["eval"].nodes if node.target is ops.decide]
         return tuple(str(node.args[1]) for node in nodes if len(node.args) > 2)
 
+    @cached_property
+    def exits(self) -> tuple[str, ...]:
+        """Choices that end a row early, in order."""
+        return tuple(name for name, choice in self.choices.items() if choice.domain is Domain.EXIT)
+
     @property
     def history(self) -> tuple[str, ...]:
         """Specifications of the passes applied, in order."""
@@ -279,9 +296,28 @@ class DynamicModel(nn.Module):
 
     @cached_property
     def decision_macs(self) -> float:
-        """MACs per sample that the decision nets cost on top of the path, at full size."""
+        """MACs per sample that the decision nets cost on top of the path, at full size.
+
+        With exits the early predictions are among them: a sample that goes on has needed them to decide.
+        """
         full = {name: Full().decide(choice, 1, None) for name, choice in self.choices.items()}
+        if self.exits:
+            return float((self._work(full) - self.macs(full))[0])
         return float(Macs(self.program, self.facts.macs.decisions)(full)[0])
+
+    @cached_property
+    def _work(self) -> Macs:
+        """All that rows need: their paths, and what decides on them."""
+        costs = self.facts.macs
+        return Macs(self.program, {**costs.decisions, **costs.nodes}, deciding=True)
+
+    def spent(self, route: Route) -> Tensor:
+        """MACs of each row of a learned route, decisions included: float64 [B].
+
+        This is the path and `decision_macs`. A row that leaves early has spent its path (its prediction is
+        what was decided on) and no decision that comes later.
+        """
+        return self._work(route) if self.exits else self.macs(route) + self.decision_macs
 
     def explain(self) -> str:
         """Sites, rejections with reasons, and what share of parameters and MACs the choices cover."""

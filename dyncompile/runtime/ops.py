@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dyncompile.analysis.dims.algebra import Dim, Elastic, Factor, Sum, elastics, kept, size
 from dyncompile.program import Decision
+from dyncompile.runtime.synthesis import synthesize
 
 Pattern = tuple[Any, ...]
 """A dim as nested literals.
@@ -213,7 +214,18 @@ def _per_row(gains: Tensor, x: Tensor, axis: int, batch: int) -> Tensor:
     return (spread if batch <= axis else spread.T).reshape(shape)
 
 
-FOLDABLE = (decide, extent, prefix, positions, take, pick, active, count, gains)
+def leave(final: Tensor, early: Tensor, decision: Decision) -> Tensor:
+    """The prediction [B, ...] of each row: `early` where it stops (1), else `final`.
+
+    Execution that skips does not run what only `final` would need for rows that stop.
+    """
+    stop = decision.rows.detach()[:, 0].to(final.device) > 0
+    if not bool(stop.any()):
+        return final
+    return torch.where(stop.view(-1, *[1] * (final.dim() - 1)), early.to(final.dtype), final)
+
+
+FOLDABLE = (decide, extent, prefix, positions, take, pick, active, count, gains, synthesize)
 """What decisions and parameters alone determine."""
 
 DECISIONS = (decide,)

@@ -5,8 +5,10 @@ depends on parameters, decisions and sizes alone is computed again where it is n
 as long as later work or a value that crosses depends on it: rows that differ in none of the choices alive at
 a cut go on together.
 
-Only choices that size something make rows part. Gains are numbers per row: they are decided on the way, and
-a branch that some rows skip becomes a function of the rows that do not (`dyncompile.runtime.branches`).
+Only choices that size something make rows part, and exits: rows that stop at one get the outputs through an
+outlet, which computes what nothing but the early prediction needs, and they pass no later segment. Gains are
+numbers per row: they are decided on the way, and a branch that some rows skip becomes a function of the rows
+that do not (`dyncompile.runtime.branches`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import fx
 
 from dyncompile.analysis.dims.algebra import BATCH, elastics
 from dyncompile.analysis.dims.call import Type, flat_types
+from dyncompile.analysis.exits import Leave, find_leaves
 from dyncompile.analysis.flow import carries_tensor
 from dyncompile.analysis.skips import Alternative, Skip, find_skips
 from dyncompile.program import POLICY, Program
@@ -29,6 +32,14 @@ from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.rows import batch_axis
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """What runs for rows that stop: ``forward(policy, *takes)`` -> the graph's outputs."""
+
+    takes: tuple[str, ...]
+    forward: GraphForward
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Segment:
         alive: earlier choices that this or a later segment depends on.
         live: values that this or a later segment reads; others can be forgotten.
         forward: ``(policy, *takes)`` -> gives, or the outputs in the last segment.
+        outlets: exits that are decided at its start, outermost first, by choice.
     """
 
     choices: tuple[str, ...]
@@ -51,6 +63,7 @@ class Segment:
     alive: frozenset[str]
     live: frozenset[str]
     forward: GraphForward
+    outlets: Mapping[str, Outlet]
 
 
 def cut(graph: fx.Graph, types: Mapping[str, Type], program: Program) -> list[Segment]:
@@ -65,6 +78,9 @@ class _Cutter:
         self._parting = parting(graph)
         self._home: dict[fx.Node, int] = {}
         self._decisions: list[list[fx.Node]] = [[]]
+        leaves = find_leaves(graph)
+        self._leaves = {leave.choice: leave for leave in leaves}
+        self._early = {node for leave in leaves for node in (*leave.own, leave.node)}
         skips = find_skips(graph)
         self.ends = {skip.last: skip for skip in skips}
         self._owner: dict[fx.Node, Skip] = {}
@@ -73,6 +89,7 @@ class _Cutter:
         self._place()
         names = range(len(self._decisions))
         self._pieces = [_Piece(self, self.nodes_of(i), f"segment {i}") for i in names]
+        self._outlets = [self._outlets_of(i) for i in names]
 
     def _place(self) -> None:
         """Give every node its segment: decisions with no work between them are taken together."""
@@ -83,7 +100,7 @@ class _Cutter:
                     self._decisions.append([])
                     worked = False
                 self._decisions[-1].append(node)
-            elif node.op != "placeholder" and not self.is_light(node):
+            elif node.op != "placeholder" and node not in self._early and not self.is_light(node):
                 worked = True
             self._home[node] = len(self._decisions) - 1
 
@@ -116,7 +133,34 @@ class _Cutter:
     def nodes_of(self, index: int) -> list[fx.Node]:
         """The nodes that a segment computes whether or not something asks for them, bodies left out."""
         heavy = [n for n in self._graph.nodes if n.op != "placeholder" and not self.is_light(n)]
-        return [node for node in heavy if node not in self._owner and self._home[node] == index]
+        mine = [node for node in heavy if node not in self._owner and self._home[node] == index]
+        return [node for node in mine if node not in self._early]
+
+    def _outlets_of(self, index: int) -> dict[str, _Piece]:
+        """For each exit that is decided at a segment's start, what its rows still need."""
+        choices = [str(node.args[1]) for node in self._decisions[index]]
+        return {
+            choice: _Piece(
+                self, self._needed(self._leaves[choice], index), f"outlet {choice}", self._leaves[choice]
+            )
+            for choice in choices
+            if choice in self._leaves
+        }
+
+    def _needed(self, leave: Leave, index: int) -> list[fx.Node]:
+        """What an early prediction is computed from and no earlier segment has computed, and the output."""
+        wanted, todo = set(leave.own), [leave.early, *leave.own]
+        while todo:
+            node = todo.pop()
+            if node.op == "placeholder" or self.is_light(node):
+                continue
+            if node in self._early or self.home(node) >= index:
+                wanted.add(node)
+                todo += [other for other in node.all_input_nodes if other not in wanted]
+        heavy = [
+            n for n in self._graph.nodes if n in wanted and n not in self._owner and not self.is_light(n)
+        ]
+        return [*heavy, self._graph.output_node()]
 
     def body_of(self, skip: Skip, one: Alternative) -> list[fx.Node]:
         """The nodes that run in the body of an alternative and in none inside it."""
@@ -128,7 +172,10 @@ class _Cutter:
             {str(d.args[1]): d.all_input_nodes[1] for d in decisions if len(d.args) > 2}
             for decisions in self._decisions
         ]
-        asked = [{*piece.inputs, *found.values()} for piece, found in zip(self._pieces, logits, strict=True)]
+        asked = [
+            {*found.values(), *(node for piece in (own, *outlets.values()) for node in piece.inputs)}
+            for own, outlets, found in zip(self._pieces, self._outlets, logits, strict=True)
+        ]
         out: list[Segment] = []
         for index, piece in enumerate(self._pieces):
             later = set[Any]().union(*asked[index + 1 :])
@@ -143,13 +190,18 @@ class _Cutter:
                     alive=self._alive(index, live),
                     live=frozenset(node.name for node in live),
                     forward=piece.compiled(gives),
+                    outlets={
+                        choice: Outlet(tuple(node.name for node in one.inputs), one.compiled([]))
+                        for choice, one in self._outlets[index].items()
+                    },
                 )
             )
         return out
 
     def _alive(self, index: int, live: set[fx.Node]) -> frozenset[str]:
         earlier = {str(d.args[1]) for decisions in self._decisions[:index] for d in decisions}
-        used = {name for piece in self._pieces[index:] for name in piece.decisions}
+        later = [*self._pieces[index:], *(one for found in self._outlets[index:] for one in found.values())]
+        used = {name for piece in later for name in piece.decisions}
         for node in live:
             found = self.types.get(node.name)
             used |= {self._sized[e].choice for e in _moving(found) if e in self._sized}
@@ -159,10 +211,15 @@ class _Cutter:
 
 
 class _Piece:
-    """The graph of one segment, or of the body of a branch, while it is built."""
+    """The graph of one segment, or of the body of a branch, or of an outlet, while it is built.
 
-    def __init__(self, cutter: _Cutter, nodes: Sequence[fx.Node], name: str) -> None:
-        self._cutter, self._name = cutter, name
+    At the exit `left` its rows stop; at others they go on.
+    """
+
+    def __init__(
+        self, cutter: _Cutter, nodes: Sequence[fx.Node], name: str, left: Leave | None = None
+    ) -> None:
+        self._cutter, self._name, self._left = cutter, name, left
         self._graph = fx.Graph()
         self._policy = self._graph.placeholder(POLICY)
         self._env: dict[fx.Node, fx.Node] = {}
@@ -176,6 +233,10 @@ class _Piece:
         if node not in self._env:
             if node.op == "placeholder" and node.target == POLICY:
                 return self._policy
+            if node.target is ops.leave:
+                stops = self._left is not None and node is self._left.node
+                self._env[node] = self._operand(node.all_input_nodes[1 if stops else 0])
+                return self._env[node]
             if node.target is ops.decide:
                 return self._decision(node)
             if self._cutter.is_batch_size(node):
@@ -259,8 +320,9 @@ class _Piece:
 
 
 def parting(graph: fx.Graph) -> set[str]:
-    """Choices that size something: rows that differ in one of them cannot run together."""
-    sizing = (node.args[0] for node in graph.nodes if node.target in (ops.extent, ops.pick))
+    """Choices that size something, and exits: rows that differ in one of them cannot run together."""
+    deciding = {ops.extent: 0, ops.pick: 0, ops.leave: 2}
+    sizing = (node.args[deciding[node.target]] for node in graph.nodes if node.target in deciding)
     return {str(decision.args[1]) for decision in sizing if isinstance(decision, fx.Node)}
 
 

@@ -14,7 +14,7 @@ from dyncompile.analysis.dims.call import Type
 from dyncompile.policies import Policy
 from dyncompile.program import Choice, Decision, Route
 from dyncompile.runtime.rows import join_rows, select_rows
-from dyncompile.runtime.segments import Segment
+from dyncompile.runtime.segments import Outlet, Segment
 from dyncompile.runtime.steering import Ask, Group, Steered, decision_of, split_rows, way_of
 
 
@@ -54,21 +54,45 @@ class SparseRun:
         """Run `inputs` (by name) of `rows` rows; choices that `planned` lacks are decided on the way."""
         parts = [Part(Group(torch.arange(rows), {}), inputs)]
         outputs: list[Sequence[Any]] = []
+        left: list[tuple[Tensor, Sequence[Any]]] = []
         ask = partial(self._ask, policy, planned)
         for segment in self._segments:
             parts = self._merged(parts, segment)
             parts = [new for part in parts for new in self._split(part, segment, ask)]
+            left += self._stopped(parts, segment, ask)
+            parts = [part for part in parts if _outlet(part, segment) is None]
             advanced = [self._advance(part, segment, ask) for part in parts]
             outputs = [given for _, given in advanced]
             parts = [
                 Part(group, {**part.values, **dict(zip(segment.gives, given, strict=False))})
                 for part, (group, given) in zip(parts, advanced, strict=True)
             ]
-        finished = tuple((part.rows, out) for part, out in zip(parts, outputs, strict=True))
-        for name in self._choices:  # what nothing asked for: all rows skip what it decides
-            if name not in self._decided:
-                ask(name, torch.arange(rows), None)
-        return Finished(finished, _in_order(self._decided), _in_order(self._logits))
+        left += [(part.rows, out) for part, out in zip(parts, outputs, strict=True)]
+        for name in self._choices:  # what nothing asked for: rows skip what it decides, or have left before
+            missing = self._missing(name, rows)
+            if len(missing) or name not in self._decided:
+                ask(name, missing, None)
+        for known in self._logits.values():  # what rows have left before has no logits of theirs
+            missing = _others([at for at, _ in known], rows)
+            known.append((missing, known[0][1].new_full((len(missing), known[0][1].shape[1]), torch.nan)))
+        return Finished(tuple(left), _in_order(self._decided), _in_order(self._logits))
+
+    def _missing(self, name: str, rows: int) -> Tensor:
+        """Rows for which a choice was not decided: int64 [n]."""
+        return _others([at for at, _ in self._decided.get(name, [])], rows)
+
+    def _stopped(
+        self, parts: Sequence[Part], segment: Segment, ask: Ask
+    ) -> list[tuple[Tensor, Sequence[Any]]]:
+        """Rows that stop at the segment's start, with their outputs."""
+        found: list[tuple[Tensor, Sequence[Any]]] = []
+        for part in parts:
+            outlet = _outlet(part, segment)
+            if outlet is not None:
+                steered = Steered(part.rows, dict(part.group.decisions), ask)
+                values = [part.values[name] for name in outlet.takes]
+                found.append((part.rows, outlet.forward(steered, *values)))
+        return found
 
     def _advance(self, part: Part, segment: Segment, ask: Ask) -> tuple[Group, Sequence[Any]]:
         """The part with what was decided on the way, and what the segment gives."""
@@ -140,11 +164,27 @@ class SparseRun:
         return Part(Group(part.rows[group.rows], {**earlier, **group.decisions}), values)
 
 
+def _outlet(part: Part, segment: Segment) -> Outlet | None:
+    """Through which exit the rows of a part leave at a segment's start; None if they go on."""
+    stops = (
+        one for choice, one in segment.outlets.items() if bool((part.group.decisions[choice].rows > 0).any())
+    )
+    return next(stops, None)
+
+
+def _others(known: Sequence[Tensor], rows: int) -> Tensor:
+    """Positions of a batch that are in none of `known`: int64 [n]."""
+    rest = torch.ones(rows, dtype=torch.bool)
+    for at in known:
+        rest[at] = False
+    return rest.nonzero().flatten()
+
+
 def _in_order(found: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
     """Values of all parts, in the order of the batch."""
     out: dict[str, Tensor] = {}
     for name, parts in found.items():
         order = torch.cat([rows for rows, _ in parts]).argsort()
-        values = torch.cat([value for _, value in parts])
+        values = torch.cat([value.to(parts[0][1].device) for _, value in parts])
         out[name] = values[order.to(values.device)]
     return out

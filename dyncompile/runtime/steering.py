@@ -74,17 +74,22 @@ class Some:
 
 @dataclass(frozen=True, slots=True)
 class Deciding:
-    """Decides for all rows at once, while the graph runs, and keeps what it decided."""
+    """Decides for all rows at once, while the graph runs, and keeps what it decided.
+
+    `early` are the predictions that exits decide on.
+    """
 
     policy: Policy
     choices: Mapping[str, Choice]
     rows: Tensor
     route: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     logits: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    early: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def decide(self, name: str, features: Sequence[Tensor]) -> Decision:
         """A decision with a row per sample, which only masked execution can carry out."""
         logits = features[0] if features and self.policy.reads_gates else None
+        self.early.update((name, prediction) for prediction in features[1:])
         self.route[name] = self.policy.decide(self.choices[name], len(self.rows), logits)
         if logits is not None:
             self.logits[name] = logits

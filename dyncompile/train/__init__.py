@@ -1,5 +1,6 @@
 """Training: recipes, phases, objectives, and the loop that carries them out on one process or many."""
 
+from dyncompile.train.calibrate_exit import ExitCalibration, calibrate_exit
 from dyncompile.train.fit import fit
 from dyncompile.train.history import EpochRecord, History, StepRecord
 from dyncompile.train.phase import (
@@ -20,6 +21,7 @@ __all__ = [
     "Batch",
     "Clock",
     "EpochRecord",
+    "ExitCalibration",
     "History",
     "Loss",
     "Moment",
@@ -31,5 +33,6 @@ __all__ = [
     "StepRecord",
     "Turn",
     "Update",
+    "calibrate_exit",
     "fit",
 ]

@@ -33,7 +33,7 @@ _AHEAD = 0.05
 def route_share(moment: Moment) -> Tensor:
     """Share of the source's MACs of each sample, decision nets included: float64 [B], differentiable."""
     dyn = moment.dyn
-    return (dyn.macs(moment.record.route) + dyn.decision_macs) / dyn.static_macs
+    return dyn.spent(moment.record.route) / dyn.static_macs
 
 
 @dataclass(frozen=True, slots=True)

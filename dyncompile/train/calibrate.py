@@ -195,7 +195,7 @@ def _rerun(dyn: DynamicModel, batches: Iterable[Batch], gates: _Gates) -> Callab
     def measure(alpha: float) -> float:
         gates.shift(alpha)
         with evaluating(dyn):
-            found = [dyn.macs(_on_cpu(record.route)) for record in _records(dyn, batches)]
+            found = [dyn.spent(_on_cpu(record.route)) for record in _records(dyn, batches)]
         return _mean_share(dyn, found)
 
     return measure
@@ -215,7 +215,7 @@ def _replayed(
     def measure(alpha: float) -> float:
         shifted = logits - (alpha * gates.shares[choice.name]).to(logits)
         rows = Learned().decide(choice, len(shifted), shifted)
-        return _mean_share(dyn, [dyn.macs({**route, choice.name: rows})] if found else [])
+        return _mean_share(dyn, [dyn.spent({**route, choice.name: rows})] if found else [])
 
     return measure
 
@@ -235,7 +235,7 @@ def _mean_share(dyn: DynamicModel, macs: list[Tensor]) -> float:
 
     Raises InputError where there are none.
     """
-    shares = (torch.cat([torch.zeros(0).double(), *macs]) + dyn.decision_macs) / dyn.static_macs
+    shares = torch.cat([torch.zeros(0).double(), *macs]) / dyn.static_macs
     mean, samples = mean_over_all(shares)
     if samples == 0:
         raise InputError("there are no samples to calibrate on", fix="give at least one validation batch")

@@ -107,7 +107,7 @@ def reachable_shares(dyn: DynamicModel) -> tuple[float, float]:
 
 def _share_of(dyn: DynamicModel, policy: Smallest | Full) -> float:
     rows = {name: policy.decide(choice, 1, None) for name, choice in dyn.choices.items()}
-    return (float(dyn.macs(rows)[0]) + dyn.decision_macs) / dyn.static_macs
+    return float(dyn.spent(rows)[0]) / dyn.static_macs
 
 
 def check_share(target: float) -> None:

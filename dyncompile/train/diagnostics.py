@@ -27,6 +27,8 @@ COUNTABLE = 2**63 - 1
 _SAME = 0.5
 """Share of on/off columns that may be the same for all samples before that is said."""
 
+_UNCOUNTED = (Domain.MIXTURE, Domain.EXIT)
+
 _ENOUGH = 10
 """Samples (per column, where columns are judged) below which nothing is said about collapse."""
 
@@ -160,8 +162,11 @@ class Tally:
 
 
 def summarize(routes: Iterable[Route], choices: Mapping[str, Choice]) -> Summary:
-    """The use of `routes`, one per batch. They are read once, so they may be generated on the way."""
-    tally = Tally(choices)
+    """The use of `routes`, one per batch. They are read once, so they may be generated on the way.
+
+    Coefficients of mixtures are no ways to go, and exits follow thresholds: both are left out.
+    """
+    tally = Tally({name: one for name, one in choices.items() if one.domain not in _UNCOUNTED})
     for route in routes:
         tally.add(route)
     return tally.summary()

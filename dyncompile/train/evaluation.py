@@ -37,10 +37,9 @@ def evaluate(
                 record = dyn.record(*batch.args, policy=Learned(), execution="sparse", **batch.kwargs)
                 target = batch.target if batch.target is not None else batch.kwargs.get(LABELS)
                 scores = float(metric(record.output, target)), float(loss(record.output, batch.target))
-            macs = float(dyn.macs(record.route).mean())
+            macs = float((dyn.spent if dyn.gated else dyn.macs)(record.route).mean())
             rows = rows_of(batch)
             totals = [total + rows * one for total, one in zip(totals, (*scores, macs, 1.0), strict=True)]
             watch(record.route)
     right, lost, macs, rows = world.sum_numbers(totals)
-    share = (macs / rows + (dyn.decision_macs if dyn.gated else 0.0)) / dyn.static_macs
-    return {"metric": right / rows, "loss": lost / rows, "macs": share}
+    return {"metric": right / rows, "loss": lost / rows, "macs": macs / rows / dyn.static_macs}

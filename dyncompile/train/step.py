@@ -55,7 +55,7 @@ class Turns:
         self._world = world
         self._teacher = dyn if average is None else average.model
         self._keys = term_keys(phase.turns)
-        self._static, self._deciding = dyn.static_macs, dyn.decision_macs
+        self._static = dyn.static_macs
 
     def run(self, batches: Sequence[Batch], clock: Clock) -> Outcome:
         """All passes of one step; gradients are then on the parameters.
@@ -130,8 +130,8 @@ class Turns:
 
     @torch.no_grad()
     def _share(self, policy: Policy, record: Record) -> Tensor:
-        path = self._dyn.macs(record.route).mean()
-        return ((path + self._deciding * policy.reads_gates) / self._static).float().to(self._world.device)
+        macs = self._dyn.spent if policy.reads_gates else self._dyn.macs
+        return (macs(record.route).mean() / self._static).float().to(self._world.device)
 
     def _teach(self, batch: Batch) -> Callable[[Policy], Record]:
         """Runs the teacher on a batch: in evaluation mode, without gradients."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dyncompile.policies import Forced, Learned
-from dyncompile.program import Domain
+from dyncompile.program import SWITCHES
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.state import GATES
 from dyncompile.verify.compare import (
@@ -46,8 +46,10 @@ def check_gradients(subject: Subject, seed: int) -> Check:
 
     A decision that costs nothing either way (channel attention) is left to the task loss.
     """
-    if not subject.dyn.gated:
-        return Check("gradients of decision nets", True, detail="no decision net in this model")
+    if not any(name.startswith(f"{GATES}.") for name, _ in subject.dyn.named_parameters()):
+        return Check(
+            "gradients of decision nets", True, detail="no decision net in this model has parameters"
+        )
     dyn = _open(_stirred(subject.dyn, seed)).train()
     args, kwargs = subject.rows(3)
     gates = {name: p for name, p in dyn.named_parameters() if name.startswith(f"{GATES}.")}
@@ -55,10 +57,9 @@ def check_gradients(subject: Subject, seed: int) -> Check:
     floats = [
         v for v in pytree.tree_leaves(plain(record.output)) if isinstance(v, Tensor) and v.requires_grad
     ]
-    losses = {
-        "task": torch.stack([v.float().square().mean() for v in floats]).sum(),
-        "cost": dyn.macs(record.route).mean() / dyn.static_macs,
-    }
+    losses = {"task": torch.stack([v.float().square().mean() for v in floats]).sum()}
+    if dyn.priced.intersection(dyn.gated).difference(dyn.exits):  # an exit has a threshold, and no parameters
+        losses["cost"] = dyn.macs(record.route).mean() / dyn.static_macs
     unreached: list[str] = []
     for term, loss in losses.items():
         found = cast(
@@ -82,7 +83,7 @@ def _open(dyn: DynamicModel) -> DynamicModel:
     """With all branches and channels on: a net inside a branch that is off gets no gradient, and need not."""
     with torch.no_grad():
         for name in dyn.gated:
-            if dyn.choices[name].domain is not Domain.ONE_HOT:
+            if dyn.choices[name].domain in SWITCHES:
                 dyn.get_parameter(f"{GATES}.{name}.head.weight").mul_(0.01)
                 dyn.get_parameter(f"{GATES}.{name}.head.bias").fill_(0.5)
     return dyn

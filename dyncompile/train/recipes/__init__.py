@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from dyncompile.train.phase import Recipe
 
 if TYPE_CHECKING:  # signatures for editors; what there is at run time is found below
+    from dyncompile.train.recipes.basisnet import basisnet as basisnet
     from dyncompile.train.recipes.dsnet import dsnet as dsnet
+    from dyncompile.train.recipes.exits import exits as exits
     from dyncompile.train.recipes.lcnet import lcnet as lcnet
     from dyncompile.train.recipes.routing import routing as routing
     from dyncompile.train.recipes.supernet import supernet as supernet

@@ -9,9 +9,10 @@ from dyncompile.analysis.dims.rules import (
     reductions,
     shapes,
     spatial,
+    synthesis,
 )
 from dyncompile.analysis.dims.table import find_rule
 
-FAMILIES = (contraction, decisions, indexing, norms, pointwise, reductions, shapes, spatial)
+FAMILIES = (contraction, decisions, indexing, norms, pointwise, reductions, shapes, spatial, synthesis)
 
 __all__ = ["FAMILIES", "find_rule"]

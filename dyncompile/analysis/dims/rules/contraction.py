@@ -96,7 +96,11 @@ def convolution(call: Call) -> TensorType:
 
     An axis that keeps its length keeps its type.
     """
-    x, weight = call.type("input"), call.type("weight")
+    return convolved(call, call.type("input"), call.type("weight"))
+
+
+def convolved(call: Call, x: TensorType, weight: TensorType) -> TensorType:
+    """The same for the type of one kernel."""
     _check_batched(x, weight)
     for dim in weight[2:]:
         call.freeze(dim, "kernel positions")

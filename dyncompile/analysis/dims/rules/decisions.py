@@ -55,6 +55,15 @@ def scaled(call: Call) -> TensorType:
     return call.type("x")
 
 
+@rule("leave")
+def left(call: Call) -> TensorType:
+    """Either prediction: they move together."""
+    final, early = call.type("final"), call.type("early")
+    for one, same in zip(final, early, strict=True):
+        call.env.unify(one, same)
+    return call.type("final")
+
+
 @rule("positions", "put", "decide", "extent", "active", "count")
 def untyped(call: Call) -> Type:
     """Indices, decisions and effects carry no widths."""

@@ -1,0 +1,240 @@
+"""Thresholds and temperatures of exits from validation data.
+
+Temperatures minimize the cross entropy of each early prediction (Guo et al., ICML 2017), so that confidences
+of several exits mean the same. One threshold then serves all exits: it is searched among those that tell the
+validation samples apart, by what every sample would cost and say at each exit.
+
+    at threshold t a sample leaves at its first exit of confidence above t, else it gets the final prediction
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dyncompile.errors import InputError, SpecError
+from dyncompile.exits import OFF
+from dyncompile.policies import Learned
+from dyncompile.program import Choice, Domain
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.state import EXITS, STATE_PREFIX
+from dyncompile.train.batches import as_batch
+from dyncompile.train.columns import check_share, evaluating
+from dyncompile.train.objectives import logits_of, target_of
+from dyncompile.train.phase import Batch
+
+_CANDIDATES = 1000
+"""Thresholds that are tried at most: evenly spread over the samples' confidences."""
+_STEPS = 60
+"""Steps of the search for a temperature: golden sections, to twelve digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitCalibration:
+    """What calibration found on the validation data. Shares are of the source's MACs, decisions included.
+
+    Attributes:
+        threshold: of all exits; `OFF` where leaving never pays.
+        temperatures: by exit.
+        accuracy, share: with the exits.
+        final_accuracy, final_share: without anybody leaving.
+        left: part of the samples that leave at each exit.
+    """
+
+    threshold: float
+    temperatures: Mapping[str, float]
+    accuracy: float
+    share: float
+    final_accuracy: float
+    final_share: float
+    left: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """All rows leave at one exit, or at none; other choices are what their nets say."""
+
+    reads_gates: ClassVar[bool] = True
+
+    exit: str | None
+
+    def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
+        if choice.domain is not Domain.EXIT:
+            return Learned().decide(choice, rows, logits)
+        row = choice.smallest if choice.name == self.exit else choice.full
+        return torch.tensor([row]).expand(rows, -1)
+
+
+def calibrate_exit(
+    dyn: DynamicModel,
+    data: Iterable[Any],
+    *,
+    target: float | None = None,
+    accuracy_drop: float | None = None,
+    temperatures: bool = True,
+) -> ExitCalibration:
+    """Set the thresholds of all exits, by a budget or by the accuracy that may be lost.
+
+    Args:
+        dyn: a model with exits; its mode stays as it is.
+        data: validation samples on the model's device, batch by batch, in the forms that `fit` takes.
+        target: mean share of the source's MACs, decisions included, that is not to be passed. The most
+            careful threshold that keeps to it is taken.
+        accuracy_drop: largest loss of accuracy against nobody leaving, as a share of the samples. The
+            cheapest threshold that keeps to it is taken.
+        temperatures: fit them; else they stay as they are.
+
+    Raises:
+        SpecError: the model has no exit, not exactly one of `target` and `accuracy_drop` is given, or no
+            threshold is as cheap as the target.
+        InputError: there are no samples.
+    """
+    _check(dyn, target, accuracy_drop)
+    batches = [one if isinstance(one, Batch) else as_batch(one, dyn.program) for one in data]
+    if not batches:
+        raise InputError("there are no samples to calibrate on", fix="give at least one batch")
+    buffers = {name: _buffers(dyn, name) for name in dyn.exits}
+    before = {name: (t.clone(), h.clone()) for name, (t, h) in buffers.items()}
+    try:
+        with evaluating(dyn):
+            found = _search(dyn, batches, buffers, temperatures, target, accuracy_drop)
+    except BaseException:
+        for name, old in before.items():
+            for buffer, value in zip(buffers[name], old, strict=True):
+                buffer.copy_(value)
+        raise
+    return found
+
+
+def _check(dyn: DynamicModel, target: float | None, accuracy_drop: float | None) -> None:
+    if not dyn.exits:
+        raise SpecError("the model has no exit to calibrate", fix='dynamize with "exits" or "basisnet"')
+    if (target is None) == (accuracy_drop is None):
+        raise SpecError("give either a target of MACs or an accuracy_drop")
+    if target is not None:
+        check_share(target)
+    if accuracy_drop is not None and not 0 <= accuracy_drop <= 1:
+        raise SpecError(f"accuracy_drop is a share of the samples in [0, 1], got {accuracy_drop}")
+
+
+def _buffers(dyn: DynamicModel, name: str) -> tuple[Tensor, Tensor]:
+    """(temperature, threshold) of an exit."""
+    prefix = f"{STATE_PREFIX}.{EXITS}.{name}"
+    return dyn.get_buffer(f"{prefix}.temperature"), dyn.get_buffer(f"{prefix}.threshold")
+
+
+def _search(
+    dyn: DynamicModel,
+    batches: list[Batch],
+    buffers: Mapping[str, tuple[Tensor, Tensor]],
+    fits: bool,
+    target: float | None,
+    accuracy_drop: float | None,
+) -> ExitCalibration:
+    labels = torch.cat([target_of(batch).reshape(-1).cpu() for batch in batches])
+    ways = (*dyn.exits, None)
+    said, spent = zip(*(_all_at(dyn, batches, way) for way in ways), strict=True)
+    for name, logits in zip(dyn.exits, said, strict=False):
+        temperature, threshold = buffers[name]
+        if fits:
+            temperature.fill_(fitted_temperature(logits, labels))
+        threshold.zero_()  # scores are then the confidences themselves
+    sure = _confidences(dyn, batches)
+    right = torch.stack([(logits.argmax(1) == labels).double() for logits in said], 1)
+    costs = torch.stack(list(spent), 1) / dyn.static_macs
+    threshold = _best(sure, right, costs, target, accuracy_drop)
+    for _, buffer in buffers.values():
+        buffer.fill_(threshold)
+    where = _leaving(sure, threshold)
+    rows = torch.arange(len(where))
+    return ExitCalibration(
+        threshold=threshold,
+        temperatures={name: float(temperature) for name, (temperature, _) in buffers.items()},
+        accuracy=float(right[rows, where].mean()),
+        share=float(costs[rows, where].mean()),
+        final_accuracy=float(right[:, -1].mean()),
+        final_share=float(costs[:, -1].mean()),
+        left={name: float((where == i).double().mean()) for i, name in enumerate(dyn.exits)},
+    )
+
+
+def _all_at(dyn: DynamicModel, batches: list[Batch], way: str | None) -> tuple[Tensor, Tensor]:
+    """(logits [N, K], MACs [N]) where all samples leave at one exit, or none does; on the CPU."""
+    logits: list[Tensor] = []
+    spent: list[Tensor] = []
+    for batch in batches:
+        record = dyn.record(*batch.args, policy=_At(way), execution="sparse", **batch.kwargs)
+        logits.append(logits_of(record.output).float().cpu())
+        spent.append(dyn.spent(record.route).cpu())
+    return torch.cat(logits), torch.cat(spent)
+
+
+def _confidences(dyn: DynamicModel, batches: list[Batch]) -> Tensor:
+    """Confidence of every sample at every exit, thresholds being 0: [N, exits]."""
+    found: list[Tensor] = []
+    for batch in batches:
+        record = dyn.record(*batch.args, policy=_At(None), execution="sparse", **batch.kwargs)
+        found.append(torch.cat([record.logits[name].double().cpu() for name in dyn.exits], 1))
+    return torch.cat(found)
+
+
+def _leaving(sure: Tensor, threshold: float) -> Tensor:
+    """The exit at which each sample leaves, by position; one past the last for none: int64 [N]."""
+    stops = torch.cat([sure > threshold, torch.ones(len(sure), 1, dtype=torch.bool)], 1)
+    return stops.int().argmax(1)
+
+
+def _best(
+    sure: Tensor, right: Tensor, costs: Tensor, target: float | None, accuracy_drop: float | None
+) -> float:
+    rows = torch.arange(len(sure))
+    found: list[tuple[float, float, float]] = []
+    for threshold in _candidates(sure):
+        where = _leaving(sure, threshold)
+        found.append((threshold, float(right[rows, where].mean()), float(costs[rows, where].mean())))
+    if target is not None:
+        fitting = [one for one in found if one[2] <= target]
+        if not fitting:
+            least = min(share for _, _, share in found)
+            raise SpecError(
+                f"no threshold is as cheap as the target of {target:.1%} of the source's MACs: "
+                f"leaving as early as possible takes {least:.1%}",
+                fix="ask for more, or let exits stand earlier",
+            )
+        return max(fitting)[0]
+    least = float(right[:, -1].mean()) - (accuracy_drop or 0.0)
+    return min((one for one in found if one[1] >= least - 1e-12), key=lambda one: (one[2], -one[0]))[0]
+
+
+def _candidates(sure: Tensor) -> list[float]:
+    """Thresholds between neighboring confidences, below all of them, and `OFF`."""
+    known: Tensor = cast(Any, torch).unique(sure)
+    if len(known) > _CANDIDATES:
+        known = known[torch.linspace(0, len(known) - 1, _CANDIDATES).round().long()]
+    between = (known[1:] + known[:-1]) / 2
+    return [-1.0, *map(float, between), OFF]
+
+
+def fitted_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature in [1/20, 20] at which logits [N, K] have the least cross entropy.
+
+    It is convex in 1 / T, so golden sections of 1 / T find it.
+    """
+    low, high, ratio = 0.05, 20.0, (5**0.5 - 1) / 2
+
+    def loss(inverse: float) -> float:
+        return float(F.cross_entropy(logits.double() * inverse, labels))
+
+    return 1 / _minimum(loss, low, high, ratio)
+
+
+def _minimum(function: Callable[[float], float], low: float, high: float, ratio: float) -> float:
+    for _ in range(_STEPS):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, right) if function(left) <= function(right) else (left, high)
+    return (low + high) / 2
