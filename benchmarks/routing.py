@@ -45,7 +45,7 @@ def measure(name: str, pairs: dict[int, int] = PAIRS) -> dict[str, Any]:
     """Ratios of one model by batch size."""
     source = zoo.load(name)
     model, image = source.model.eval(), source.args[0][:1]
-    size = SIZE.get(name, image.shape[-1])
+    size: int = SIZE.get(name) or int(image.shape[-1])
     dyn = dc.dynamize(model, METHOD, torch.randn(2, 3, size, size)).eval()
     rows: dict[str, Any] = {}
     with torch.inference_mode():

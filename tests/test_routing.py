@@ -93,8 +93,10 @@ def state(dyn: dc.DynamicModel, prefix: str) -> dict[str, Tensor]:
 
 
 def normed(x: Tensor, own: Mapping[str, Tensor], norm: str) -> Tensor:
-    parts = (own[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-    return F.batch_norm(x, *parts)
+    mean, variance, weight, bias = (
+        own[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return F.batch_norm(x, mean, variance, weight, bias)
 
 
 def alternative(dyn: dc.DynamicModel, block: str, name: str, x: Tensor, stride: int) -> Tensor | float:
