@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dyncompile.gate import Gate
 from dyncompile.program import Choice, Mode, Picked, Sized
+from dyncompile.variants import Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Plan:
         gates: decision nets, by the choice that each decides.
         picked: elastic dims whose positions a choice keeps and scales one by one.
         gained: branches that a choice scales or skips, by name.
+        offer: sizes of an input that a choice picks from.
     """
 
     choices: tuple[Choice, ...] = ()
@@ -63,3 +65,4 @@ class Plan:
     gates: Mapping[str, Gate] = field(default_factory=dict[str, Gate])
     picked: Mapping[str, Picked] = field(default_factory=dict[str, Picked])
     gained: Mapping[str, Gained] = field(default_factory=dict[str, Gained])
+    offer: Offer | None = None

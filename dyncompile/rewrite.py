@@ -28,6 +28,7 @@ from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
 from dyncompile.runtime.rows import batch_axis
 from dyncompile.state import GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
+from dyncompile.variants import Offer, copy_variants, offered
 
 _STATISTICS = "statistics"
 """Where private batch-norm statistics are kept, under ``dyn.``."""
@@ -45,6 +46,7 @@ class Editor:
         self._sized = dict(program.sized)
         self._picked = dict(program.picked)
         self._stale = False
+        self._offer: tuple[Offer, Mapping[Mode, fx.Graph]] | None = None
         self._trunks: dict[tuple[Mode, str], fx.Node] = {}
         self._features: dict[tuple[Mode, str, tuple[int, int] | None], fx.Node] = {}
         self._decisions: dict[tuple[Mode, str], fx.Node] = {
@@ -147,6 +149,40 @@ class Editor:
             mode: copy_nodes(own.graphs[mode], graph, inputs[mode], prefix, self._tensors.__getitem__)
             for mode, graph in self._graphs.items()
         }
+
+    def add_choice_by(
+        self, choice: Choice, net: nn.Module, inputs: Mapping[Mode, Sequence[fx.Node]]
+    ) -> dict[Mode, fx.Node]:
+        """Insert a decision that a network of its own takes from `inputs`: ``net(*inputs)`` -> [B, width].
+
+        The network's state is that of a decision net: ``dyn.gates.<choice>.<name>``.
+        """
+        logits = self.insert(net, f"gates.{choice.name}", inputs)
+        self.add_choice(choice)
+        for mode, (value,) in logits.items():
+            decision = self._decisions[mode, choice.name]
+            value.append(decision)
+            decision.args = (*decision.args, value)
+        return {mode: self._decisions[mode, choice.name] for mode in MODES}
+
+    def vary(self, offer: Offer) -> None:
+        """Let a choice decide the size of an input; the network at other sizes comes with the offer.
+
+        The graphs stay as they are. The decision has graphs of its own, which run before one of them.
+        """
+        graphs = {mode: _inputs_alone(graph) for mode, graph in self._graphs.items()}
+        bare = replace(self._program, graphs=graphs, state=self._state, choices={}, sized={}, picked={})
+        head = Editor(bare, self._facts)
+        images = {mode: [_placeholders(graph)[offer.image + 1]] for mode, graph in head._graphs.items()}
+        if offer.net is None:
+            head.add_choice(offer.choice)
+        else:
+            head.add_choice_by(offer.choice, offer.net, images)
+        for mode, graph in head._graphs.items():
+            graph.output((head._decisions[mode, offer.choice.name],))
+        self._choices[offer.choice.name] = offer.choice
+        self._state, self._tensors = head._state, head._tensors
+        self._offer = offer, head._graphs
 
     def gain(self, gained: Iterable[Gained]) -> None:
         """Let choices scale what branches add; at gain 0 nothing of a branch need run."""
@@ -338,7 +374,7 @@ class Editor:
         """The edited program, with `spec` and its plan added to its history."""
         for graph in self._graphs.values():
             graph.lint()
-        return replace(
+        program = replace(
             self._program,
             graphs=self._graphs,
             state=self._state,
@@ -348,6 +384,19 @@ class Editor:
             history=(*self._program.history, spec),
             plans=(*self._program.plans, plan),
         )
+        return program if self._offer is None else offered(program, *self._offer)
+
+
+def _placeholders(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def _inputs_alone(graph: fx.Graph) -> fx.Graph:
+    """A graph with the same inputs and nothing else."""
+    new = fx.Graph()
+    for node in _placeholders(graph):
+        new.node_copy(node).meta = dict(node.meta)
+    return new
 
 
 def _scale(
@@ -371,4 +420,5 @@ def _stands_for(node: fx.Node, operand: fx.Node) -> bool:
 def copy_program(program: Program, memo: dict[int, Any]) -> Program:
     """An independent program: its own tensors and graphs."""
     graphs = {mode: copy_graph(graph) for mode, graph in program.graphs.items()}
-    return replace(program, graphs=graphs, state=copy.deepcopy(program.state, memo))
+    variants = program.variants and copy_variants(program.variants)
+    return replace(program, graphs=graphs, state=copy.deepcopy(program.state, memo), variants=variants)
