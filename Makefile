@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 CONSTRAINED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format zoo bench fashion
+.PHONY: demo test lint format zoo bench fashion docs
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -31,6 +31,13 @@ zoo: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# The reference of what users call and of what a pass is made of; a warning is an error.
+docs: $(READY)
+	$(BIN)/python -W error -m pdoc --docformat google --output-directory out/docs dyncompile \
+		$(addprefix dyncompile.,pipeline plan program policies gate rewrite selection zoo) \
+		$(addprefix dyncompile.analysis.,facts regions points) \
+		$(addprefix dyncompile.train.,recipes objectives phase budget gains)
 
 # Accuracy against MACs on Fashion-MNIST, one process per network; finished runs are skipped.
 fashion: $(READY)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dyncompile.analysis.macs import Polynomial
 from dyncompile.analysis.skips import Condition, conditions, find_skips
 from dyncompile.errors import RouteError
-from dyncompile.program import Domain, Program, Route
+from dyncompile.program import Program, Route, activity
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class _Term:
         for choice, table in self.tables.items():
             total = total * (on[choice] @ table.to(device))
         for choice, sizes, power in self.picked:  # one block stays where none is on, as in execution
-            least = sizes[0] * (on[choice].detach() == 0).all(1)
-            kept = on[choice] @ sizes.to(device) + least.to(device)
+            least = float(sizes[0]) * (on[choice].detach() == 0).all(1)
+            kept = on[choice] @ sizes.to(device) + least
             total = total * kept[:, None] ** power
         for choice, columns in self.runs:
             total = total * (on[choice] @ columns.to(device))[:, None]
@@ -76,17 +76,9 @@ class Macs:
         batch = max((rows.shape[0] for rows in route.values()), default=1)
         device = _device(route)
         rows = {name: value.to(device).expand(batch, -1) for name, value in route.items()}
-        on = {name: _activity(self._choices[name].domain, value.double()) for name, value in rows.items()}
+        on = {name: activity(self._choices[name], value.double()) for name, value in rows.items()}
         none = torch.zeros(batch, dtype=torch.float64, device=device)
         return sum((term.value(on, batch) for term in self._terms), none)
-
-
-def _activity(domain: Domain, rows: Tensor) -> Tensor:
-    """Which columns are on: the rows themselves, or whether gains are above 0, straight-through."""
-    if domain is not Domain.GAINS:
-        return rows
-    hard = (rows > 0).to(rows.dtype)
-    return hard + (rows - rows.detach()) if rows.requires_grad else hard
 
 
 def _device(route: Route) -> torch.device:

@@ -83,6 +83,18 @@ def _in_domain(domain: Domain, rows: Tensor) -> Tensor:
     return rows.isfinite().all(1)
 
 
+def activity(choice: Choice, rows: Tensor) -> Tensor:
+    """Which columns `rows` [B, width] switch on, in their dtype: gains by whether they are above 0.
+
+    The gradient of a gain's activity is that of the gain itself (straight-through). Other rows are their own
+    activity.
+    """
+    if choice.domain is not Domain.GAINS:
+        return rows
+    hard = (rows > 0).to(rows.dtype)
+    return hard + (rows - rows.detach()) if rows.requires_grad else hard
+
+
 Route = Mapping[str, Tensor]
 """Choice name -> decisions, float [B, width]."""
 

@@ -34,10 +34,7 @@ class Names:
 
     def __post_init__(self) -> None:
         for pattern in (self.include, self.exclude):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise SpecError(f"{pattern!r} is not a regular expression: {error}") from None
+            compiled(pattern)
 
     def reason_against(self, name: str) -> str | None:
         """Why a name is left out; None where it is not."""
@@ -46,6 +43,14 @@ class Names:
         if self.exclude and re.search(self.exclude, name):
             return f"excluded by {self.exclude!r}"
         return None
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A regular expression. Raises SpecError where it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise SpecError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
 def reason_against(
@@ -119,11 +124,15 @@ def branch_ends(branch: Branch, program: Program, facts: Facts) -> Ends | str:
     return ends
 
 
-def point_before(branch: Branch, program: Program, facts: Facts) -> Point | None:
+def point_before(branch: Branch, facts: Facts) -> Point | None:
     """What a decision on a branch can read: the value that it starts from, or the last one before."""
-    order = {node.name: position for position, node in enumerate(program.graphs["eval"].nodes)}
-    earlier = [point for point in facts.points.points if order[point.name] <= order[branch.entry]]
+    earlier = [point for point in facts.points.points if is_before(point, branch, facts)]
     return earlier[-1] if earlier else None
+
+
+def is_before(point: Point, branch: Branch, facts: Facts) -> bool:
+    """Whether a decision taken at `point` is known where a branch starts."""
+    return facts.order[point.name] <= facts.order[branch.entry]
 
 
 def _node(program: Program, mode: Mode, name: str) -> fx.Node:

@@ -79,7 +79,7 @@ class Gating:
             raise SpecError("lcnet(layers=False, channels=False) has nothing to do")
         if self.hidden < 0 or min(self.block, self.grid) < 1 or not 0.5 < self.confidence < 1:
             raise SpecError("hidden is at least 0, block and grid at least 1, confidence lies in (0.5, 1)")
-        self._names  # noqa: B018  (checks the patterns)
+        Names(self.include, self.exclude)
 
     @property
     def _names(self) -> Names:
@@ -117,7 +117,7 @@ class Gating:
         for refusal in facts.regions.refusals:
             yield Rejection(refusal.name, refusal.reason, refusal.line or "")
         for branch in facts.regions.branches:
-            ends, point = branch_ends(branch, program, facts), point_before(branch, program, facts)
+            ends, point = branch_ends(branch, program, facts), point_before(branch, facts)
             reason = self._names.reason_against(branch.name)
             if reason is None and point is None:
                 reason = "no value before it can be read by a decision net"

@@ -41,6 +41,7 @@ from dyncompile.selection import (
     branch_ends,
     by_preference,
     frozen_tensors,
+    is_before,
     reason_against,
     stream_dims,
 )
@@ -207,14 +208,13 @@ class Slicing:
         stages: dict[int, list[Branch]] = {}
         for branch in facts.regions.branches if self.depth else ():
             stages.setdefault(facts.stage_at[branch.exit], []).append(branch)
-        order = {node.name: at for at, node in enumerate(program.graphs["eval"].nodes)}
         for stage, branches in stages.items():
             choice = self.name if self.per == "model" else f"{self.name}.stage{stage}"
             kept = [round(share * len(branches)) for share in self.depth]
             for place, branch in enumerate(branches):
                 weights = tuple(float(place < count) for count in kept)
                 ends = branch_ends(branch, program, facts)
-                late = choice in gates and order[gates[choice].point.name] > order[branch.entry]
+                late = choice in gates and not is_before(gates[choice].point, branch, facts)
                 if isinstance(ends, str) or late:
                     yield branch.name, ends if isinstance(ends, str) else "it starts before the gate decides"
                 elif not all(weights):

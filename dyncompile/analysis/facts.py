@@ -34,6 +34,7 @@ class Facts:
         stage_of: elastic name -> stage index (a run of the trunk at one resolution).
         stage_at: the same for nodes of the evaluation graph.
         parameters: parameter name -> number of elements.
+        order: position of the nodes of the evaluation graph.
     """
 
     dims: DimFacts
@@ -44,6 +45,7 @@ class Facts:
     stage_of: Mapping[str, int]
     stage_at: Mapping[str, int]
     parameters: Mapping[str, int]
+    order: Mapping[str, int]
 
     def elastics_of(self, tensor: str) -> list[str]:
         """Names of the elastic dims in a parameter or buffer."""
@@ -85,6 +87,7 @@ def analyze(program: Program) -> Facts:
         stage_of=_elastic_stages(graph, dims, stage),
         stage_at=stage,
         parameters={name: p.numel() for name, p in program.state.named_parameters()},
+        order={node.name: position for position, node in enumerate(graph.nodes)},
     )
 
 

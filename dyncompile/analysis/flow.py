@@ -12,6 +12,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import networkx
@@ -70,7 +71,6 @@ class Flow:
         dominator: the immediate dominator of each node in `sources`.
         calls: the nodes of each module call.
         dead: nodes that no output depends on: checks, counters, leftovers.
-        rewritten: nodes into whose memory something is written after they are made.
         fixed: decisions; they are nobody's own, since they run whether or not what they steer does.
     """
 
@@ -82,7 +82,6 @@ class Flow:
     dominator: Mapping[fx.Node, fx.Node | None]
     calls: Mapping[str, Sequence[fx.Node]]
     dead: Collection[fx.Node]
-    rewritten: Collection[fx.Node]
     fixed: Collection[fx.Node]
 
     @classmethod
@@ -107,8 +106,7 @@ class Flow:
         order: dict[fx.Node | None, int] = {node: index for index, node in enumerate(operands)}
         above, dead = dominators(sources), _dead(operands, users)
         fixed = {node for node in operands if node.target in decisions}
-        again = _rewritten(graph)
-        return cls(operands, users, writers, sources, order | {None: -1}, above, calls, dead, again, fixed)
+        return cls(operands, users, writers, sources, order | {None: -1}, above, calls, dead, fixed)
 
     def value(self, reader: fx.Node, operand: fx.Node) -> fx.Node:
         """What `reader` finds in `operand`: the node that has written into its memory last."""
@@ -172,9 +170,17 @@ class Flow:
         users = {user for end in ends for user in self.uses(end)} - members
         return members if users == {exit} and output.op != "placeholder" else set()
 
-    def is_rewritten(self, node: fx.Node) -> bool:
-        """Whether something is written into the memory of `node` later."""
-        return node in self.rewritten
+    @cached_property
+    def rewritten(self) -> Collection[fx.Node]:
+        """Nodes into whose memory, or that of a view of it, another node writes after they are made."""
+        memory = memory_of(self.operands, {})
+        known: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
+        found: set[fx.Node] = set()
+        for node in self.operands:
+            for written in _written(node):
+                found.update(known[memory[written]])
+            known[memory[node]].append(node)
+        return found
 
     def uses(self, node: fx.Node) -> list[fx.Node]:
         """The users that count: all but dead ends."""
@@ -252,32 +258,14 @@ def _shape_operand(node: fx.Node) -> object:
 def _writers(graph: fx.Graph) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
     """For each node, the inputs whose memory another node has written into since they were made."""
     position = {node: index for index, node in enumerate(graph.nodes)}
-    origin: dict[fx.Node, fx.Node] = {}
+    memory = memory_of(graph.nodes, {})
     last: dict[fx.Node, fx.Node] = {}
     writers: dict[fx.Node, dict[fx.Node, fx.Node]] = {}
     for node in graph.nodes:
-        read = node.all_input_nodes
-        latest = [(operand, last[origin[operand]]) for operand in read if origin[operand] in last]
-        writers[node] = {
-            operand: writer for operand, writer in latest if position[writer] > position[operand]
-        }
-        origin[node] = origin[read[0]] if read and _aliases(node) else node
-        last |= {origin[memory]: node for memory in _written(node)}
+        latest = [(read, last[memory[read]]) for read in node.all_input_nodes if memory[read] in last]
+        writers[node] = {read: writer for read, writer in latest if position[writer] > position[read]}
+        last |= {memory[written]: node for written in _written(node)}
     return writers
-
-
-def _rewritten(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes into whose memory, or that of a view of it, another node writes after they are made."""
-    origin: dict[fx.Node, fx.Node] = {}
-    known: dict[fx.Node, list[fx.Node]] = {}
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        read = node.all_input_nodes
-        for memory in _written(node):
-            found.update(known.get(origin[memory], ()))
-        origin[node] = origin[read[0]] if read and _aliases(node) else node
-        known.setdefault(origin[node], []).append(node)
-    return found
 
 
 def _dead(operands: Iterable[fx.Node], users: Mapping[fx.Node, Sequence[fx.Node]]) -> set[fx.Node]:
@@ -294,10 +282,10 @@ def _aliases(node: fx.Node) -> bool:
     return stated or op_name(node) in _MAY_ALIAS
 
 
-def memory_of(graph: fx.Graph, passed_on: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+def memory_of(nodes: Iterable[fx.Node], passed_on: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
     """Each node's memory, by the node that made it; nodes in `passed_on` may give that of another node."""
     origin: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
+    for node in nodes:
         read = node.all_input_nodes
         source = read[0] if read and _aliases(node) else passed_on.get(node)
         origin[node] = origin[source] if source is not None else node

@@ -66,7 +66,7 @@ def find_skips(graph: fx.Graph) -> list[Skip]:
 
 def _dying(flow: Flow, graph: fx.Graph, skips: list[Skip]) -> set[fx.Node]:
     """Ends of branches after which nothing reads the memory of what was kept, and which the network made."""
-    memory = memory_of(graph, {skip.last: skip.kept for skip in skips})
+    memory = memory_of(graph.nodes, {skip.last: skip.kept for skip in skips})
     used: dict[fx.Node, list[tuple[int, int]]] = {}
     for node in graph.nodes:
         last = max((flow.order[user] for user in flow.users.get(node, ())), default=-1)
@@ -102,8 +102,8 @@ def _skip(flow: Flow, node: fx.Node) -> Iterator[Skip]:
         output=output,
         body=tuple(flow.sorted(flow.exclusive(output, node))),
         alpha=float(alpha) if isinstance(alpha, int | float) else 1.0,
-        rewritten=frozenset(end for end in (exit, last) if flow.is_rewritten(end)),
-        positive=kept.target in _RECTIFIERS and not flow.is_rewritten(kept),
+        rewritten=frozenset(end for end in (exit, last) if end in flow.rewritten),
+        positive=kept.target in _RECTIFIERS and kept not in flow.rewritten,
         condition=(str(decision.args[1]), tuple(map(float, weights))),  # pyright: ignore
     )
 

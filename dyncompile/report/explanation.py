@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.macs import covered, evaluate
-from dyncompile.analysis.skips import find_skips
+from dyncompile.analysis.skips import Skip, find_skips
 from dyncompile.gate import Gate
 from dyncompile.plan import Plan, Site
 from dyncompile.policies import Smallest
@@ -135,14 +135,15 @@ def explain(dyn: DynamicModel) -> Explanation:
     facts, plans = dyn.facts, dyn.plans
     sites = [site for plan in plans for site in plan.sites]
     smallest = float(dyn.macs(plan_route(Smallest(), dyn.choices, 1))[0])
+    skips = find_skips(dyn.program.graphs["eval"])
     return Explanation(
         source=_source(dyn),
         passes=tuple(
             PassSummary(spec, len(plan.sites), len(plan.rejections))
             for spec, plan in zip(dyn.history, plans, strict=True)
         ),
-        coverage=_coverage(facts, dyn.program),
-        choices=tuple(_choice(dyn, choice, sites) for choice in dyn.choices.values()),
+        coverage=_coverage(facts, dyn.program, skips),
+        choices=tuple(_choice(dyn, choice, sites, skips) for choice in dyn.choices.values()),
         smallest_macs=_share(smallest, dyn.static_macs),
         decision_macs=dyn.decision_macs,
         sites=_site_groups(sites),
@@ -164,11 +165,11 @@ def _source(dyn: DynamicModel) -> Source:
     return Source(own, dyn.static_macs, len(facts.dims.elastic), len(facts.regions.branches))
 
 
-def _coverage(facts: Facts, program: Program) -> Coverage:
+def _coverage(facts: Facts, program: Program, skips: Sequence[Skip]) -> Coverage:
     macs = evaluate(facts.macs.path, {})
     total = sum(facts.parameters.values())
     moving = {*program.sized, *program.picked}
-    skipped = {node for skip in find_skips(program.graphs["eval"]) for node in skip.body}
+    skipped = {node for skip in skips for node in skip.body}
     names, reads = {n.name for n in skipped}, {str(n.target) for n in skipped if n.op == "get_attr"}
     controlled = sum(
         n for name, n in facts.parameters.items() if name in reads or moving & set(facts.elastics_of(name))
@@ -190,7 +191,7 @@ def _share(part: float, whole: float) -> float:
 # -- choices and sites ------------------------------------------------------------------------------
 
 
-def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site]) -> ChoiceSummary:
+def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site], skips: Sequence[Skip]) -> ChoiceSummary:
     return ChoiceSummary(
         name=choice.name,
         domain=choice.domain.value,
@@ -198,7 +199,7 @@ def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site]) -> ChoiceS
         decided=next(
             (_gate(plan.gates[choice.name]) for plan in dyn.plans if choice.name in plan.gates), "policy"
         ),
-        columns=tuple(_columns(dyn, choice)),
+        columns=tuple(_columns(dyn, choice, skips)),
     )
 
 
@@ -207,11 +208,11 @@ def _gate(gate: Gate) -> str:
     return f"gate on {gate.point.name} [{'x'.join(map(str, gate.point.shape))}]{before}"
 
 
-def _columns(dyn: DynamicModel, choice: Choice) -> Iterator[Column]:
+def _columns(dyn: DynamicModel, choice: Choice, skips: Sequence[Skip]) -> Iterator[Column]:
     """Every column of a one-hot choice; the two ends of any other."""
     whole = dyn.facts.narrowed_numel({})
     if choice.domain is not Domain.ONE_HOT:
-        left = _share(_needed(dyn, choice), whole)
+        left = _share(_needed(dyn, choice, skips), whole)
         for label, row, share in (("smallest", choice.smallest, left), ("full", choice.full, 1.0)):
             yield Column(label, _macs_share(dyn, choice, row), share)
         return
@@ -222,11 +223,11 @@ def _columns(dyn: DynamicModel, choice: Choice) -> Iterator[Column]:
         yield Column(label, _macs_share(dyn, choice, choice.row(i)), parameters)
 
 
-def _needed(dyn: DynamicModel, choice: Choice) -> int:
+def _needed(dyn: DynamicModel, choice: Choice, skips: Sequence[Skip]) -> int:
     """Parameter elements that are left where nothing is on: no body of a branch, one block of channels."""
     picked = {name: one.block for name, one in dyn.program.picked.items() if one.choice == choice.name}
-    skips = [s for s in find_skips(dyn.program.graphs["eval"]) if s.condition[0] == choice.name]
-    reads = {str(node.target) for skip in skips for node in skip.body if node.op == "get_attr"}
+    bodies = [skip.body for skip in skips if skip.condition[0] == choice.name]
+    reads = {str(node.target) for body in bodies for node in body if node.op == "get_attr"}
     return dyn.facts.narrowed_numel(picked) - sum(dyn.facts.parameters.get(name, 0) for name in reads)
 
 

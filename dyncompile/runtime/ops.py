@@ -191,9 +191,6 @@ def _per_row(gains: Tensor, x: Tensor, axis: int, batch: int) -> Tensor:
 FOLDABLE = (decide, extent, prefix, positions, take, pick, active, count, gains)
 """What decisions and parameters alone determine."""
 
-GAINS = (gain, scale)
-"""Operators that multiply data of the network by a decision."""
-
 DECISIONS = (decide,)
 """Operators whose inputs are features of a decision, not data of the network."""
 

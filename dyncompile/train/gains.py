@@ -11,7 +11,6 @@ one process sees in one pass.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,20 +19,14 @@ from torch import Tensor
 
 from dyncompile.errors import InputError, SpecError
 from dyncompile.policies import Learned
-from dyncompile.program import SWITCHES, Choice, Domain
+from dyncompile.program import SWITCHES, Choice, Domain, activity
+from dyncompile.selection import compiled
 from dyncompile.train.beta import LARGEST, beta_cdf
 from dyncompile.train.columns import gate_logits, learned_choices
 from dyncompile.train.phase import Moment
 
 _STEEPNESS = 4.0
 """What logits of gains are multiplied by where they are read like those of bits."""
-
-
-def activity(choice: Choice, rows: Tensor) -> Tensor:
-    """Which columns `rows` [B, width] switch on: float [B, width]. Relaxed bits count by their value."""
-    if choice.domain is not Domain.GAINS:
-        return rows
-    return (rows > 0).to(rows.dtype) + (rows - rows.detach())
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +58,7 @@ class RateTargets:
                 f"got {', '.join(bad) or self}"
             )
         for pattern in self._by_pattern:
-            _compiled(pattern)
+            compiled(pattern)
 
     @property
     def _by_pattern(self) -> Mapping[str, float]:
@@ -83,7 +76,7 @@ class RateTargets:
 
     def targets(self, names: Sequence[str]) -> dict[str, float]:
         """Choice name -> its rate. Raises SpecError where a pattern matches none of the names."""
-        patterns = {_compiled(pattern): rate for pattern, rate in self._by_pattern.items()}
+        patterns = {compiled(pattern): rate for pattern, rate in self._by_pattern.items()}
         idle = [one.pattern for one in patterns if not any(one.search(name) for name in names)]
         if idle:
             raise SpecError(
@@ -91,13 +84,6 @@ class RateTargets:
             )
         found = {name: next((r for p, r in patterns.items() if p.search(name)), None) for name in names}
         return {name: rate for name, rate in found.items() if rate is not None}
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise SpecError(f"{pattern!r} is no regular expression: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
