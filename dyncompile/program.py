@@ -128,7 +128,7 @@ class Picked:
 
 @dataclass(frozen=True)
 class Variant:
-    """The network captured at another size of an input: its own graphs, in the names of the source's state."""
+    """The network captured at another size of an input: its own graphs, in the source's names of state."""
 
     graphs: Mapping[Mode, fx.Graph]
     signature: Signature

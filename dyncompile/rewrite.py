@@ -173,7 +173,9 @@ class Editor:
         graphs = {mode: _inputs_alone(graph) for mode, graph in self._graphs.items()}
         bare = replace(self._program, graphs=graphs, state=self._state, choices={}, sized={}, picked={})
         head = Editor(bare, self._facts)
-        images = {mode: [_placeholders(graph)[offer.image + 1]] for mode, graph in head._graphs.items()}
+        images: dict[Mode, list[fx.Node]] = {
+            mode: [_placeholders(graph)[offer.image + 1]] for mode, graph in head._graphs.items()
+        }
         if offer.net is None:
             head.add_choice(offer.choice)
         else:
@@ -382,7 +384,7 @@ class Editor:
             sized=self._sized,
             picked=self._picked,
             history=(*self._program.history, spec),
-            plans=(*self._program.plans, plan),
+            plans=(*self._program.plans, replace(plan, offer=None)),
         )
         return program if self._offer is None else offered(program, *self._offer)
 

@@ -25,12 +25,13 @@ from dyncompile.program import Choice, Mode, Program, Variant, Variants, copy_gr
 from dyncompile.runtime import ops
 from dyncompile.state import (
     CONSTANTS,
+    GATES,
     STATE_PREFIX,
     put_state,
     share_state,
     state_tensors,
 )
-from dyncompile.torchlib import named_modules, own_buffers, own_modules, own_parameters
+from dyncompile.torchlib import own_buffers, own_modules, own_parameters
 
 SIZES = f"{STATE_PREFIX}.sizes"
 """Where state lives that belongs to one size of an input."""
@@ -64,12 +65,18 @@ def at(program: Program, column: int) -> Program:
     assert variants is not None
     choices = {name: choice for name, choice in program.choices.items() if name != variants.choice}
     plain = replace(program, choices=choices, variants=None, source=None)
+    hidden = (SIZES, f"{GATES}.{variants.choice}")
     if column == variants.native:
-        return replace(plain, state=_view(program.state, None, (SIZES,)))
+        return replace(plain, state=_view(program.state, None, hidden))
     one = variants.others[column]
-    own = program.state.get_submodule(_home(variants.sizes[column]))
-    state = _view(program.state, own, (SIZES, CONSTANTS))
+    own = _found(program.state, _home(variants.sizes[column]))
+    state = _view(program.state, own, (*hidden, CONSTANTS))
     return replace(plain, graphs=one.graphs, signature=one.signature, state=state)
+
+
+def columns_of(program: Program) -> range:
+    """The columns of the choice of sizes; none where there is no such choice."""
+    return range(0 if program.variants is None else len(program.variants.sizes))
 
 
 def offered(program: Program, offer: Offer, heads: Mapping[Mode, fx.Graph]) -> Program:
@@ -108,6 +115,9 @@ def edited(program: Program, edit: Callable[[Program], Program]) -> Program:
             raise NoSiteError(
                 f"at size {label}: {error.problem}", where=error.where, fix=error.fix
             ) from error
+    for name, value in state_tensors(program.state).items():
+        if name.startswith(f"{GATES}.{variants.choice}."):
+            put_state(native.state, name, value)
     native = replace(native, choices={**program.choices, **native.choices}, source=program.source)
     return _joined(native, variants, others)
 
@@ -209,6 +219,14 @@ def _copied(value: Tensor) -> Tensor:
     return nn.Parameter(own, value.requires_grad) if isinstance(value, nn.Parameter) else own
 
 
+def _found(tree: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path; None where a size has nothing of its own (no batch norm)."""
+    found: nn.Module | None = tree
+    for part in path.split("."):
+        found = own_modules(found).get(part) if found is not None else None
+    return found
+
+
 # -- views of the state -------------------------------------------------------------------------------
 
 
@@ -242,10 +260,3 @@ def names_in_whole(program: Program, column: int) -> dict[str, str]:
     """State names of one size -> the names of the same tensors in the whole program."""
     by_tensor = {id(value): name for name, value in reversed(state_tensors(program.state).items())}
     return {name: by_tensor[id(value)] for name, value in state_tensors(at(program, column).state).items()}
-
-
-def own_modules_at(program: Program, column: int) -> int:
-    """How many batch norms have state of their own at a size."""
-    assert program.variants is not None
-    own = program.state.get_submodule(_home(program.variants.sizes[column]))
-    return sum("running_mean" in own_buffers(module) for _, module in named_modules(own))

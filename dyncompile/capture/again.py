@@ -18,7 +18,7 @@ from dyncompile.errors import CaptureError
 from dyncompile.program import Program, size_label
 from dyncompile.signature import Leaf, Signature
 from dyncompile.state import state_tensors
-from dyncompile.torchlib import named_modules, own_buffers, own_parameters
+from dyncompile.torchlib import named_modules, observe_calls, own_buffers, own_parameters
 from dyncompile.zoo.sizes import take_size
 
 
@@ -65,7 +65,9 @@ def _examples(
     """Arguments by name; tensors are zeros that take no memory, since only their shapes matter to a trace."""
     fixed = {leaf.shape[0] for leaf in signature.leaves if leaf.shape}
     rows = next(n for n in range(2, len(fixed) + 3) if n not in fixed)  # told apart from all other sizes
-    flat = [_example(leaf, rows, size if i == image else None, device) for i, leaf in enumerate(signature.leaves)]
+    flat = [
+        _example(leaf, rows, size if i == image else None, device) for i, leaf in enumerate(signature.leaves)
+    ]
     return pytree.tree_unflatten(flat, signature.structure)
 
 
@@ -84,7 +86,10 @@ def _check(found: Program, program: Program, size: tuple[int, int]) -> None:
     changed = [name for name, value in other.items() if own.get(name) is not value]
     if changed:
         raise CaptureError(f"at {size_label(size)} its library replaces the parameter {changed[0]}")
-    if _outputs(found) != _outputs(program) or found.signature.out_structure != program.signature.out_structure:
+    if (
+        _outputs(found) != _outputs(program)
+        or found.signature.out_structure != program.signature.out_structure
+    ):
         raise CaptureError(
             f"at {size_label(size)} an output has another shape: results of several sizes are no one tensor"
         )
@@ -105,7 +110,7 @@ def _sizes(value: Tensor) -> list[Any]:
 def _refusal(module: nn.Module, signature: Signature, named: dict[str, Any]) -> str:
     """The module that refuses these arguments in eager mode, and what it says; empty if none does."""
     running: list[str] = []
-    for name, child in module.named_modules():
+    for name, child in named_modules(module):
 
         def enter(owner: nn.Module, args: Any, name: str = name) -> None:
             running.append(f"`{name}` ({type(owner).__name__})" if name else type(owner).__name__)
@@ -113,8 +118,7 @@ def _refusal(module: nn.Module, signature: Signature, named: dict[str, Any]) -> 
         def leave(owner: nn.Module, args: Any, output: Any) -> None:
             running.pop()
 
-        child.register_forward_pre_hook(enter)
-        child.register_forward_hook(leave)
+        observe_calls(child, enter, leave)
     bound = signature.forward.bind_partial()
     bound.arguments.update(named)
     try:

@@ -188,6 +188,14 @@ def _per_row(gains: Tensor, x: Tensor, axis: int, batch: int) -> Tensor:
     return (spread if batch <= axis else spread.T).reshape(shape)
 
 
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """`image` [B, C, H, W] at another (height, width): bilinear, with a low-pass before sampling down."""
+    return RESIZE(image, list(size), False)
+
+
+RESIZE = torch.ops.aten._upsample_bilinear2d_aa.default
+"""The operator by which inputs change their size: ``(image, [height, width], align_corners)``."""
+
 FOLDABLE = (decide, extent, prefix, positions, take, pick, active, count, gains)
 """What decisions and parameters alone determine."""
 

@@ -47,7 +47,7 @@ def _huggingface(module: Any, size: tuple[int, int]) -> None:
 
 
 def _torchvision(module: Any, size: tuple[int, int]) -> None:
-    """torchvision's VisionTransformer has a way for checkpoints only (bicubic), which is taken here, too."""
+    """The VisionTransformer of torchvision: its way for checkpoints (bicubic), taken while it runs."""
     if type(module).__module__ != "torchvision.models.vision_transformer" or size[0] != size[1]:
         return
     cells = size[0] // module.patch_size
@@ -56,12 +56,12 @@ def _torchvision(module: Any, size: tuple[int, int]) -> None:
 
 
 def _resampled_encoder(encoder: Any, cells: int, input: Tensor) -> Tensor:
-    """torchvision's `Encoder.forward` with position embeddings [1, 1 + n, D] resampled to cells x cells."""
+    """`Encoder.forward` of torchvision, position embeddings [1, 1 + n, D] resampled to cells x cells."""
     positions = cast(Tensor, encoder.pos_embedding)
-    first, grid = positions[:, :1], positions[:, 1:]
-    side = int(grid.shape[1] ** 0.5)
-    grid = grid.transpose(1, 2).unflatten(2, (side, side))
-    grid = F.interpolate(grid, (cells, cells), mode="bicubic", align_corners=True)
+    first, rest = positions[:, :1], positions[:, 1:]
+    side = int(rest.shape[1] ** 0.5)
+    old = rest.transpose(1, 2).reshape(1, -1, side, side)
+    grid = F.interpolate(old, (cells, cells), mode="bicubic", align_corners=True)
     x = input + torch.cat((first, grid.flatten(2).transpose(1, 2)), 1)
     return encoder.ln(encoder.layers(encoder.dropout(x)))
 

@@ -16,6 +16,7 @@ from dyncompile.train.phase import Recipe
 if TYPE_CHECKING:  # signatures for editors; what there is at run time is found below
     from dyncompile.train.recipes.dsnet import dsnet as dsnet
     from dyncompile.train.recipes.lcnet import lcnet as lcnet
+    from dyncompile.train.recipes.resolution import resolution as resolution
     from dyncompile.train.recipes.supernet import supernet as supernet
 
 
