@@ -1,14 +1,15 @@
-"""The recipe of the Dynamic Resolution Network (NeurIPS 2021): all resolutions first, then with the predictor.
+"""The recipe of the Dynamic Resolution Network (NeurIPS 2021): all sizes first, then with the predictor.
 
     pretrain   every image at every size, losses summed; no predictor
     joint      network and predictor together: task loss of the size that each image takes, and a cost term
-    end        batch-norm statistics are estimated anew at every size; the predictor is calibrated to the target
-               where there is validation data
+    end        batch-norm statistics are estimated anew at every size; the predictor is calibrated to the
+               target where there is validation data
 
 The paper, for comparison: 70 and 100 epochs at batch 256; SGD with momentum 0.9 at rate 0.1, divided by 10
-every 20 and 30 epochs, 3 epochs of warm-up in the second stage; weight decay 1e-4; the predictor, which starts
-from scratch, at a tenth of the rate. Its cost term is ``HingeBudget(target, weight=0.2)``; its temperature is
-not stated. Defaults here are ours, for trained weights and small budgets: AdamW, cosine, a budget that is met.
+every 20 and 30 epochs, 3 epochs of warm-up in the second stage; weight decay 1e-4; the predictor, which
+starts from scratch, at a tenth of the rate. Its cost term is ``HingeBudget(target, weight=0.2)``; its
+temperature is not stated. Defaults here are ours, for trained weights and small budgets: AdamW, cosine, a
+budget that is met.
 """
 
 from __future__ import annotations
