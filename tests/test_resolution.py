@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import dyncompile as dc
 from dyncompile.deploy.recalibrate import recalibrate
 from dyncompile.gate import without_gates
+from dyncompile.passes.resolution.predictors import Predictor, macs_of
 from dyncompile.policies import Forced, Learned
 from dyncompile.rewrite import copy_program
 from dyncompile.runtime.model import DynamicModel
@@ -260,12 +261,12 @@ def test_macs_are_those_of_the_source_at_each_size() -> None:
     found = dyn.macs({"resolution": torch.eye(3)})
     assert found.tolist() == counted
     assert dyn.static_macs == counted[2]
-    assert counted[0] / counted[2] > 0.25  # 12 / 2 / 2 = 3, and so is 6 / 2: strides round up
+    assert counted[1] / counted[2] > 0.5625  # 9 / 2 rounds up to 5: more than the share of the area
     assert dyn.decision_macs == 48 * 16 + 16 * 3
     rows = torch.tensor([[0.2, 0.3, 0.5]], requires_grad=True)
     cost = dyn.macs({"resolution": rows})
     cost.sum().backward()
-    assert float(cost) == pytest.approx(sum(w * n for w, n in zip((0.2, 0.3, 0.5), counted, strict=True)))
+    assert float(cost.detach()) == pytest.approx(sum(w * n for w, n in zip((0.2, 0.3, 0.5), counted, strict=True)))
     assert rows.grad is not None
     assert rows.grad[0].tolist() == pytest.approx(counted)
 
@@ -278,13 +279,11 @@ def test_static_networks_count_alike() -> None:
         assert count_macs(lambda static=static: static(images(1))) == float(dyn.macs(route)[0])
 
 
-@pytest.mark.parametrize(("kind", "most"), [("residual", 128), ("mobile", 64), ("linear", 16)])
-def test_predictors_cost_what_they_run(kind: str, most: int) -> None:
-    net, x = (
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        images(2, size=(72, 90)),
-    )
-    dyn = dc.dynamize(net, f"resolution(predictor={kind}, sizes=(0.5,))", x).eval()
+@pytest.mark.parametrize("kind", ["mobile", "linear"])
+def test_predictors_cost_what_they_run(kind: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = images(2, 1, (72, 90))
+    dyn = dc.dynamize(net, f"resolution(predictor={kind}, sizes=(36,))", x).eval()
     full = count_macs(lambda: dyn.run(x[:1], policy=Learned())[0])
     assert full == dyn.decision_macs + dyn.static_macs
     assert dyn.choices["resolution"].labels == ("36x45", "72x90")
@@ -293,14 +292,12 @@ def test_predictors_cost_what_they_run(kind: str, most: int) -> None:
         assert not is_gate(name) or "running" not in name
         assert parameter.requires_grad
     assert not [name for name, _ in dyn.named_buffers() if is_gate(name)]
-    del most
 
 
 def test_the_published_predictor_has_the_published_size() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    dyn = dc.dynamize(net, "resolution(predictor=residual)", torch.randn(2, 3, 128, 128))
-    assert dyn.decision_macs == pytest.approx(0.290e9, rel=0.01)
-    assert sum(p.numel() for n, p in dyn.named_parameters() if is_gate(n)) == pytest.approx(4.907e6, rel=0.01)
+    net = Predictor("residual", 3, 3, (128, 128), 0.9, "resolution")
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(4.907e6, rel=0.01)
+    assert macs_of(net, 3) == pytest.approx(0.290e9, rel=0.01)
 
 
 # -- state ---------------------------------------------------------------------------------------------
@@ -380,9 +377,12 @@ def test_statistics_of_all_sizes_are_known_and_recalibrated_from_resized_images(
 # -- other passes ---------------------------------------------------------------------------------------
 
 PAIRS = (
-    ("lcnet(bits=True)", "resolution"),
-    ("resolution", f"dsnet({FINE}, ratios=(0.5, 1.0))"),
-    ("dsnet(divisor=1, minimum=1, ratios=(0.5, 1.0))", "resolution(predictor=none)", "lcnet(channels=False)"),
+    ("lcnet(bits=True)", "resolution(sizes=(0.5,))"),
+    (
+        "dsnet(divisor=1, minimum=1, ratios=(0.5, 1.0))",
+        "resolution(sizes=(0.5,), predictor=none)",
+        "lcnet(channels=False)",
+    ),
 )
 
 
@@ -483,31 +483,21 @@ def test_the_image_is_named_where_there_are_several() -> None:
     torch.manual_seed(0)
     net, inputs = Pair().eval(), (images(2), images(2, 2), images(2, 3)[:, 0, 0, :4])
     refused(lambda: dc.dynamize(net, "resolution", inputs), "name the image", "left, right")
-    refused(
-        lambda: dc.dynamize(net, "resolution(image=middle)", inputs), "'middle' is none of", "left, right"
-    )
+    refused(lambda: dc.dynamize(net, "resolution(image=middle)", inputs), "'middle' is none of", "left")
     dyn = dc.dynamize(net, "resolution(image=right)", inputs).eval()
     with torch.no_grad():
         found = dyn.run(*inputs, policy=Forced({"resolution": one_hot([1, 0])}))[0]
         left, right, scale = inputs
-        expected = [
-            net(left[:1], resized(right[:1], 1), scale[:1]),
-            net(left[1:], resized(right[1:], 0), scale[1:]),
-        ]
-    torch.testing.assert_close(found, torch.cat(expected))
+        for row, column in ((0, 1), (1, 0)):
+            at_row = slice(row, row + 1)
+            expected = net(left[at_row], resized(right[at_row], column), scale[at_row])
+            torch.testing.assert_close(found[at_row], expected)
 
 
 def test_other_refusals() -> None:
     refused(lambda: dc.dynamize(nn.Linear(3, 2), "resolution", torch.randn(2, 3)), "no 4-D floating-point")
     refused(lambda: dc.dynamize(source(), ["resolution", "resolution(name=again)"], images(2)), "already")
-    for wrong in (
-        "sizes=()",
-        "sizes=(0.0,)",
-        "sizes=(1.5,)",
-        "sizes=(-3,)",
-        "predictor=huge",
-        "confidence=1.0",
-    ):
+    for wrong in ("sizes=()", "sizes=(0.0,)", "sizes=(1.5,)", "sizes=(-3,)", "predictor=huge", "view=-1"):
         refused(lambda wrong=wrong: dc.dynamize(source(), f"resolution({wrong})", images(2)))
     refused(lambda: made().macs({}), "lacks the choices ['resolution']")
     refused(lambda: made().run(images(2, size=(6, 6)), policy=Learned()), "Bx3x12x12")
