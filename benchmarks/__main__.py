@@ -9,13 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import conversion, skipping, training_step, widths
+from benchmarks import conversion, resolution, skipping, training_step, widths
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "conversion": conversion.run,
     "widths": widths.run,
     "training_step": training_step.run,
     "skipping": skipping.run,
+    "resolution": resolution.run,
 }
 
 

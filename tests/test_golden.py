@@ -85,6 +85,7 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
     "attention": (Attention, (2, 5, 8), SLICED),
     "layers": (Residual, (2, 3), "lcnet(channels=False)"),
     "channels": (Residual, (2, 3), "lcnet(layers=False, block=4)"),
+    "resolution": (Plain, (2, 3, 8, 8), "resolution(sizes=(4,))"),
     "depth": (
         Residual,
         (2, 3),

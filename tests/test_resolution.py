@@ -266,7 +266,9 @@ def test_macs_are_those_of_the_source_at_each_size() -> None:
     rows = torch.tensor([[0.2, 0.3, 0.5]], requires_grad=True)
     cost = dyn.macs({"resolution": rows})
     cost.sum().backward()
-    assert float(cost.detach()) == pytest.approx(sum(w * n for w, n in zip((0.2, 0.3, 0.5), counted, strict=True)))
+    assert float(cost.detach()) == pytest.approx(
+        sum(w * n for w, n in zip((0.2, 0.3, 0.5), counted, strict=True))
+    )
     assert rows.grad is not None
     assert rows.grad[0].tolist() == pytest.approx(counted)
 
