@@ -6,10 +6,8 @@ what their nodes are called, stays in here.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,7 +26,7 @@ from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
 from dyncompile.runtime.rows import batch_axis
 from dyncompile.state import GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
-from dyncompile.variants import Offer, copy_variants, offered
+from dyncompile.variants import Offer, inputs_alone, inputs_of, offered
 
 _STATISTICS = "statistics"
 """Where private batch-norm statistics are kept, under ``dyn.``."""
@@ -150,9 +148,7 @@ class Editor:
             for mode, graph in self._graphs.items()
         }
 
-    def add_choice_by(
-        self, choice: Choice, net: nn.Module, inputs: Mapping[Mode, Sequence[fx.Node]]
-    ) -> dict[Mode, fx.Node]:
+    def add_choice_by(self, choice: Choice, net: nn.Module, inputs: Mapping[Mode, Sequence[fx.Node]]) -> None:
         """Insert a decision that a network of its own takes from `inputs`: ``net(*inputs)`` -> [B, width].
 
         The network's state is that of a decision net: ``dyn.gates.<choice>.<name>``.
@@ -163,23 +159,20 @@ class Editor:
             decision = self._decisions[mode, choice.name]
             value.append(decision)
             decision.args = (*decision.args, value)
-        return {mode: self._decisions[mode, choice.name] for mode in MODES}
 
     def vary(self, offer: Offer) -> None:
         """Let a choice decide the size of an input; the network at other sizes comes with the offer.
 
-        The graphs stay as they are. The decision has graphs of its own, which run before one of them.
+        The graphs stay as they are; the decision has graphs of its own, which run first.
         """
-        graphs = {mode: _inputs_alone(graph) for mode, graph in self._graphs.items()}
+        graphs = {mode: inputs_alone(graph) for mode, graph in self._graphs.items()}
         bare = replace(self._program, graphs=graphs, state=self._state, choices={}, sized={}, picked={})
         head = Editor(bare, self._facts)
-        images: dict[Mode, list[fx.Node]] = {
-            mode: [_placeholders(graph)[offer.image + 1]] for mode, graph in head._graphs.items()
-        }
         if offer.net is None:
             head.add_choice(offer.choice)
         else:
-            head.add_choice_by(offer.choice, offer.net, images)
+            at = offer.image + 1
+            head.add_choice_by(offer.choice, offer.net, {m: [inputs_of(head._graphs[m])[at]] for m in MODES})
         for mode, graph in head._graphs.items():
             graph.output((head._decisions[mode, offer.choice.name],))
         self._choices[offer.choice.name] = offer.choice
@@ -389,18 +382,6 @@ class Editor:
         return program if self._offer is None else offered(program, *self._offer)
 
 
-def _placeholders(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if node.op == "placeholder"]
-
-
-def _inputs_alone(graph: fx.Graph) -> fx.Graph:
-    """A graph with the same inputs and nothing else."""
-    new = fx.Graph()
-    for node in _placeholders(graph):
-        new.node_copy(node).meta = dict(node.meta)
-    return new
-
-
 def _scale(
     graph: fx.Graph, reader: fx.Node, operand: fx.Node, gains: fx.Node, axis: int, batch: int | None
 ) -> None:
@@ -417,10 +398,3 @@ def _stands_for(node: fx.Node, operand: fx.Node) -> bool:
     while node is not operand and node.target is ops.scale:
         node = node.all_input_nodes[0]
     return node is operand
-
-
-def copy_program(program: Program, memo: dict[int, Any]) -> Program:
-    """An independent program: its own tensors and graphs."""
-    graphs = {mode: copy_graph(graph) for mode, graph in program.graphs.items()}
-    variants = program.variants and copy_variants(program.variants)
-    return replace(program, graphs=graphs, state=copy.deepcopy(program.state, memo), variants=variants)

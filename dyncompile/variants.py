@@ -13,8 +13,10 @@ That lies under ``dyn.sizes.<size>.<name>``. Everything else is one: weights, de
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -85,14 +87,35 @@ def offered(program: Program, offer: Offer, heads: Mapping[Mode, fx.Graph]) -> P
     return _joined(program, variants, offer.programs)
 
 
-def copy_variants(variants: Variants) -> Variants:
-    """The same with graphs of its own."""
-    others = {
-        column: replace(one, graphs={mode: copy_graph(graph) for mode, graph in one.graphs.items()})
-        for column, one in variants.others.items()
-    }
-    heads = {mode: copy_graph(graph) for mode, graph in variants.heads.items()}
-    return replace(variants, heads=heads, others=others)
+def copy_program(program: Program, memo: dict[int, Any]) -> Program:
+    """An independent program: its own tensors and graphs."""
+    variants = program.variants and replace(
+        program.variants,
+        heads=_copies(program.variants.heads),
+        others={
+            column: replace(one, graphs=_copies(one.graphs))
+            for column, one in program.variants.others.items()
+        },
+    )
+    state = copy.deepcopy(program.state, memo)
+    return replace(program, graphs=_copies(program.graphs), state=state, variants=variants)
+
+
+def _copies(graphs: Mapping[Mode, fx.Graph]) -> dict[Mode, fx.Graph]:
+    return {mode: copy_graph(graph) for mode, graph in graphs.items()}
+
+
+def inputs_of(graph: fx.Graph) -> list[fx.Node]:
+    """The policy and the flat inputs."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def inputs_alone(graph: fx.Graph) -> fx.Graph:
+    """A graph with the same inputs and nothing else."""
+    new = fx.Graph()
+    for node in inputs_of(graph):
+        new.node_copy(node).meta = dict(node.meta)
+    return new
 
 
 def edited(program: Program, edit: Callable[[Program], Program]) -> Program:

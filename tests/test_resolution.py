@@ -20,12 +20,11 @@ from dyncompile.deploy.recalibrate import recalibrate
 from dyncompile.gate import without_gates
 from dyncompile.passes.resolution.predictors import Predictor, macs_of
 from dyncompile.policies import Forced, Learned
-from dyncompile.rewrite import copy_program
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.distributed import statistics_of
 from dyncompile.train.optim import is_gate
 from dyncompile.train.phase import Batch
-from dyncompile.variants import at
+from dyncompile.variants import at, copy_program
 from dyncompile.verify.compare import count_macs
 from tests import handmade
 from tests.support import FINE, same, snapshot

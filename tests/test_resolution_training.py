@@ -54,7 +54,7 @@ def trained() -> tuple[dc.DynamicModel, list[float]]:
     dyn = dc.dynamize(Net(), "resolution(sizes=(4,), confidence=0.6)", torch.randn(2, 1, 8, 8))
     gates, base = Optimization("adamw", rate=2e-2), Optimization("adamw", rate=5e-3)
     recipe = recipes.resolution(
-        target=0.7, sizes=2, pretrain_epochs=6, joint_epochs=10, base=base, gates=gates
+        target=0.63, sizes=2, pretrain_epochs=6, joint_epochs=10, base=base, gates=gates
     )
     history = fit(dyn, recipe, samples(384, 1), samples(128, 2), batch_size=32, progress=False)
     return dyn.eval(), [record.loss for record in history.steps if record.phase == "pretrain"]
@@ -73,7 +73,7 @@ def test_the_recipe_meets_its_budget_and_learns_who_needs_detail() -> None:
     with torch.no_grad():
         record = dyn.record(data.tensors[0], policy=Learned())
     share = float(dyn.macs(record.route).mean() + dyn.decision_macs) / dyn.static_macs
-    assert share == pytest.approx(0.7, abs=0.06)
+    assert share == pytest.approx(0.63, abs=0.06)
     assert accuracy(dyn, dc.Full(), data) > 0.9
     assert accuracy(dyn, Learned(), data) > 0.8
     assert accuracy(dyn, dc.Smallest(), data) < 0.9  # the lines are gone at half the size

@@ -30,7 +30,7 @@ from dyncompile.runtime.sizes import BySize
 from dyncompile.runtime.sparse import SparseRun
 from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
 from dyncompile.state import GATES
-from dyncompile.variants import at, columns_of
+from dyncompile.variants import at, columns_of, copy_program
 
 
 class DynamicModel(nn.Module):
@@ -270,8 +270,6 @@ class DynamicModel(nn.Module):
         return f"history={list(self.history)}, choices={list(self.choices)}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
-        from dyncompile.rewrite import copy_program
-
         new = DynamicModel(copy_program(self.program, memo))
         memo[id(self)] = new
         new.policy = self.policy
