@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import conversion, routing, skipping, synthesis, training_step, widths
+from benchmarks import conversion, resolution, routing, skipping, synthesis, training_step, widths
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "conversion": conversion.run,
@@ -18,6 +18,7 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "skipping": skipping.run,
     "routing": routing.run,
     "synthesis": synthesis.run,
+    "resolution": resolution.run,
 }
 
 

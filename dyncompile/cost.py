@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,30 @@ class Macs:
         on = {name: _columns(self._choices[name], value.double()) for name, value in rows.items()}
         none = torch.zeros(batch, dtype=torch.float64, device=device)
         return sum((term.value(on, batch) for term in self._terms), none)
+
+
+class ByColumn:
+    """Costs of which the row of a one-hot choice picks one: ``sum_k row[k] cost_k(route)``, float64 [B]."""
+
+    def __init__(self, choice: Choice, costs: Sequence[Macs | ByColumn]) -> None:
+        self._choice, self._costs = choice, tuple(costs)
+
+    @property
+    def choices(self) -> frozenset[str]:
+        """Choices that the cost depends on."""
+        return frozenset((self._choice.name,)).union(*(cost.choices for cost in self._costs))
+
+    def __call__(self, route: Route) -> Tensor:
+        """MACs of each row of `route`; a route must name every choice. Raises RouteError."""
+        if self._choice.name not in route:
+            raise RouteError(
+                f"the route lacks the choices {[self._choice.name]}",
+                fix="use the route that dyn.run returned",
+            )
+        rows = route[self._choice.name].double()
+        rest = {name: one for name, one in route.items() if name != self._choice.name}
+        costs = torch.stack([cost(rest).to(rows.device) for cost in self._costs], 1)
+        return (rows * costs).sum(1)
 
 
 def _columns(choice: Choice, rows: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from dyncompile.program import Program
 from dyncompile.rewrite import Editor
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.spec import parse_specs, render_spec
+from dyncompile.variants import edited
 from dyncompile.zoo.inputs import as_inputs, example_inputs
 
 __all__ = ["Pass", "Plan", "Rejection", "Site", "apply_passes", "call_of", "dynamize", "spec_of"]
@@ -80,17 +82,25 @@ def call_of(model: nn.Module, given: Any) -> tuple[tuple[Any, ...], dict[str, An
 
 
 def apply_passes(program: Program, passes: Sequence[Pass]) -> Program:
-    """Apply passes in order; each sees the program that the one before it left."""
+    """Apply passes in order; each sees the program that the one before it left.
+
+    Where that has several sizes of an input, a pass is applied to each of them.
+    """
     for one in passes:
-        facts = analyze(program)
-        plan = one.plan(program, facts)
-        if not plan.sites:
-            reasons = sorted({f"{r.name}: {r.reason}" for r in plan.rejections})
-            raise NoSiteError.of_all(
-                f"{spec_of(one)} finds no place to act on in this model; it looked at",
-                reasons or ["nothing elastic"],
-            )
-        editor = Editor(program, facts)
-        one.rewrite(editor, plan)
-        program = editor.finish(spec_of(one), plan)
+        edit = partial(_applied, one)
+        program = edit(program) if program.variants is None else edited(program, edit)
     return program
+
+
+def _applied(one: Pass, program: Program) -> Program:
+    facts = analyze(program)
+    plan = one.plan(program, facts)
+    if not plan.sites:
+        reasons = sorted({f"{r.name}: {r.reason}" for r in plan.rejections})
+        raise NoSiteError.of_all(
+            f"{spec_of(one)} finds no place to act on in this model; it looked at",
+            reasons or ["nothing elastic"],
+        )
+    editor = Editor(program, facts)
+    one.rewrite(editor, plan)
+    return editor.finish(spec_of(one), plan)

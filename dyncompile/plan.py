@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dyncompile.analysis.points import Point
 from dyncompile.gate import Gate
 from dyncompile.program import Choice, Mode, Picked, Sized
+from dyncompile.variants import Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Plan:
         synthesized: weights that a choice mixes from bases, by name.
         deciders: what decides a choice that has a net of the pass's own, in words, by choice.
         points: values that such nets read, by choice.
+        offer: sizes of an input that a choice picks from.
     """
 
     choices: tuple[Choice, ...] = ()
@@ -108,3 +110,4 @@ class Plan:
     synthesized: Mapping[str, Synthesized] = field(default_factory=dict[str, Synthesized])
     deciders: Mapping[str, str] = field(default_factory=dict[str, str])
     points: Mapping[str, Point] = field(default_factory=dict[str, Point])
+    offer: Offer | None = None

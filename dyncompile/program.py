@@ -166,6 +166,40 @@ class Picked:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """The network captured at another size of an input: its own graphs, in the source's names of state."""
+
+    graphs: Mapping[Mode, fx.Graph]
+    signature: Signature
+
+
+@dataclass(frozen=True)
+class Variants:
+    """A network at several sizes of one input, of which a choice picks one per sample.
+
+    Attributes:
+        choice: who decides; a column per size.
+        image: position of the input among the flat inputs, a map [B, C, H, W].
+        sizes: (height, width) that each column resizes it to.
+        heads: graphs of the same inputs that only take the decision.
+        others: the network at every size but the native one, by column.
+
+    Norms have state of their own at every size, which `dyncompile.variants` finds; all else is shared.
+    """
+
+    choice: str
+    image: int
+    sizes: tuple[tuple[int, int], ...]
+    heads: Mapping[Mode, fx.Graph]
+    others: Mapping[int, Variant]
+
+    @property
+    def native(self) -> int:
+        """The column of the size that the program itself was captured at."""
+        return next(column for column in range(len(self.sizes)) if column not in self.others)
+
+
+@dataclass(frozen=True)
 class Program:
     """A network as data: two graphs over one state, and the decisions inserted so far.
 
@@ -179,6 +213,8 @@ class Program:
         history: specifications of the passes applied, in order.
         plans: what each of them decided: sites, rejections with reasons.
         notes: remarks of capture and passes for `explain`.
+        source: the captured module with its tensors on the meta device, to capture it again at other sizes.
+        variants: the same network at other sizes of an input.
     """
 
     graphs: Mapping[Mode, fx.Graph]
@@ -190,10 +226,18 @@ class Program:
     history: tuple[str, ...] = ()
     plans: tuple[Plan, ...] = ()
     notes: tuple[str, ...] = ()
+    source: nn.Module | None = None
+    variants: Variants | None = None
 
     def listing(self, mode: Mode = "eval") -> str:
-        """The graph as text, one node per line, independent of object identities."""
-        return "\n".join(_line(node) for node in self.graphs[mode].nodes)
+        """The graphs of one mode as text, one node per line, independent of object identities."""
+        text = _listed(self.graphs[mode])
+        if self.variants is None:
+            return text
+        parts = [f"# {self.variants.choice} is decided by", _listed(self.variants.heads[mode])]
+        for column, variant in self.variants.others.items():
+            parts += [f"# at {size_label(self.variants.sizes[column])}", _listed(variant.graphs[mode])]
+        return "\n".join((text, *parts))
 
     @property
     def fingerprint(self) -> str:
@@ -218,6 +262,16 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
         env[node] = new.node_copy(node, env.__getitem__)
         env[node].meta = dict(node.meta)
     return new
+
+
+def size_label(size: tuple[int, int]) -> str:
+    """The name of a size: ``112``, or ``112x96`` for heights and widths that differ."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _listed(graph: fx.Graph) -> str:
+    return "\n".join(_line(node) for node in graph.nodes)
 
 
 def _line(node: fx.Node) -> str:

@@ -6,10 +6,8 @@ what their nodes are called, stays in here.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,14 +26,8 @@ from dyncompile.program import MODES, POLICY, Choice, Mode, Picked, Program, Siz
 from dyncompile.resize import Resizer, leading_symbol, restore_reads
 from dyncompile.runtime import ops
 from dyncompile.runtime.rows import batch_axis
-from dyncompile.state import (
-    GATES,
-    STATE_PREFIX,
-    drop_state,
-    put_state,
-    share_state,
-    state_tensors,
-)
+from dyncompile.state import GATES, STATE_PREFIX, drop_state, put_state, share_state, state_tensors
+from dyncompile.variants import Offer, inputs_alone, inputs_of, offered
 
 _ALTERNATIVES = "branches"
 """Where inserted alternatives are kept, under ``dyn.``."""
@@ -56,6 +48,7 @@ class Editor(Insertions):
         self._sized = dict(program.sized)
         self._picked = dict(program.picked)
         self._stale = False
+        self._offer: tuple[Offer, Mapping[Mode, fx.Graph]] | None = None
         self._trunks: dict[tuple[Mode, str], fx.Node] = {}
         self._features: dict[tuple[Mode, str, tuple[int, int] | None], fx.Node] = {}
         self._decisions: dict[tuple[Mode, str], fx.Node] = {
@@ -178,6 +171,27 @@ class Editor(Insertions):
             )
             for mode, graph in self._graphs.items()
         }
+
+    def vary(self, offer: Offer) -> None:
+        """Let a choice decide the size of an input; the network at other sizes comes with the offer.
+
+        The graphs stay as they are; the decision has graphs of its own, which run first.
+        """
+        graphs = {mode: inputs_alone(graph) for mode, graph in self._graphs.items()}
+        bare = replace(self._program, graphs=graphs, state=self._state, choices={}, sized={}, picked={})
+        head = Editor(bare, self._facts)
+        logits = None
+        if offer.net is not None:
+            images: dict[Mode, list[fx.Node]] = {
+                mode: [inputs_of(graph)[offer.image + 1]] for mode, graph in head._graphs.items()
+            }
+            logits = head.insert(offer.net, f"gates.{offer.choice.name}", images)
+        head.add_choice(offer.choice, read=logits)
+        for mode, graph in head._graphs.items():
+            graph.output((head._decisions[mode, offer.choice.name],))
+        self._choices[offer.choice.name] = offer.choice
+        self._state, self._tensors = head._state, head._tensors
+        self._offer = offer, head._graphs
 
     def gain(self, gained: Iterable[Gained]) -> None:
         """Let choices scale what branches add; at gain 0 nothing of a branch need run."""
@@ -415,7 +429,7 @@ class Editor(Insertions):
         """The edited program, with `spec` and its plan added to its history."""
         for graph in self._graphs.values():
             graph.lint()
-        return replace(
+        program = replace(
             self._program,
             graphs=self._graphs,
             state=self._state,
@@ -423,8 +437,9 @@ class Editor(Insertions):
             sized=self._sized,
             picked=self._picked,
             history=(*self._program.history, spec),
-            plans=(*self._program.plans, plan),
+            plans=(*self._program.plans, replace(plan, offer=None)),
         )
+        return program if self._offer is None else offered(program, *self._offer)
 
 
 def _scale(
@@ -443,9 +458,3 @@ def _stands_for(node: fx.Node, operand: fx.Node) -> bool:
     while node is not operand and node.target is ops.scale:
         node = node.all_input_nodes[0]
     return node is operand
-
-
-def copy_program(program: Program, memo: dict[int, Any]) -> Program:
-    """An independent program: its own tensors and graphs."""
-    graphs = {mode: copy_graph(graph) for mode, graph in program.graphs.items()}
-    return replace(program, graphs=graphs, state=copy.deepcopy(program.state, memo))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -10,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 
 Operator = torch._ops.OpOverload  # pyright: ignore[reportPrivateUsage]
 
@@ -64,7 +66,7 @@ def fake_copy(
             else value
         )
 
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), enable_python_dispatcher():  # kernels in C++ would fix the batch size
         return target(*map_nodes(args, abstract), **map_nodes(dict(kwargs or {}), abstract))
 
 
@@ -122,6 +124,21 @@ def python_calling(names: list[str], structure: Any, out_structure: Any) -> Any:
 def named_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module with its dotted name; one that is registered twice is listed twice."""
     return list(cast(Any, module).named_modules(remove_duplicate=False))
+
+
+def observe_calls(module: nn.Module, enter: Callable[..., None], leave: Callable[..., None]) -> None:
+    """Call ``enter(module, args)`` before every forward and ``leave(module, args, output)`` after it."""
+    untyped = cast(Any, module)
+    untyped.register_forward_pre_hook(enter)
+    untyped.register_forward_hook(leave)
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """The CPU's generator starts at `seed` inside; afterwards it goes on as if nothing had been."""
+    with cast(Any, torch.random).fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def encode_tensors(tensors: dict[str, Tensor]) -> bytes:

@@ -17,10 +17,10 @@ from dyncompile.capture import capture
 from dyncompile.pipeline import apply_passes
 from dyncompile.policies import Learned
 from dyncompile.program import Program, Route
-from dyncompile.rewrite import copy_program
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.signature import bind_call, forward_signature
 from dyncompile.spec import parse_specs
+from dyncompile.variants import copy_program
 from dyncompile.zoo.inputs import as_inputs
 from tests.nets import Net
 

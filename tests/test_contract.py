@@ -32,6 +32,7 @@ CONFIGURATIONS: Mapping[str, tuple[str, ...]] = {
     "routing": (),
     "basisnet": (),
     "exits": (),
+    "resolution": (),
 }
 """More than the default, per method. The default itself may leave a tiny network nothing to choose."""
 
@@ -53,6 +54,7 @@ DECIDING: Mapping[str, tuple[str, ...]] = {
         "routing(candidates=('narrow', 'separable3', 'lowrank'), top=1, per=connection, hidden=0)",
         "routing(connections=steps, candidates=('identity', 'narrow'))",
     ),
+    "resolution": (),
 }
 """Configurations with decision nets, per method."""
 
@@ -151,6 +153,28 @@ def pairs() -> list[tuple[Make, str]]:
 def test_networks_without_a_place_for_a_decision_net_say_so(make: Make, spec: str, reason: str) -> None:
     with pytest.raises(dc.NoSiteError, match=reason):
         subject(make).dynamic(spec)
+
+
+@pytest.mark.parametrize(
+    ("make", "spec"),
+    [
+        (handmade.resnet, "resolution(sizes=(0.5, 0.75))"),
+        (handmade.shuffle, "resolution(sizes=(5,), predictor=none)"),
+        (handmade.two_inputs, "resolution(sizes=(4,))"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_networks_of_several_sizes_hold_the_contract(make: Make, spec: str) -> None:
+    found = subject(make)
+    report = dc.verify(found.dynamic(spec), found.module, found.args or found.kwargs, routes=1)
+    assert report.passed
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_convnext"])
+def test_third_party_networks_of_several_sizes_hold_the_contract(name: str) -> None:
+    found = third_party(name)
+    dyn = dc.dynamize(found.module, "resolution(sizes=(96,))", found.args)
+    assert dc.verify(dyn, found.module, found.args, routes=1).passed
 
 
 @cache

@@ -88,6 +88,7 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
     "routes": (Residual, (2, 3), "routing(candidates=('identity', 'lowrank'), hidden=4, rank=0.5)"),
     "basis": (Plain, (2, 3, 6, 6), "basisnet(bases=2, overhead=1.0)"),
     "exits": (Plain, (2, 3, 6, 6), "exits(at=(0.5,), confidence=margin)"),
+    "resolution": (Plain, (2, 3, 8, 8), "resolution(sizes=(4,))"),
     "depth": (
         Residual,
         (2, 3),

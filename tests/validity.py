@@ -26,8 +26,8 @@ from dyncompile.analysis.dims.validate import (
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.macs import evaluate, macs_facts
 from dyncompile.program import Mode, Program
-from dyncompile.rewrite import copy_program
 from dyncompile.state import state_tensors
+from dyncompile.variants import copy_program
 from dyncompile.verify import count_macs
 from tests.support import Subject, leaves, relative, same
 

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,11 +50,19 @@ def capture(
     named = bind_call(forward, args, kwargs or {})
     check_inputs(model, pytree.tree_leaves(named))
     named = _at_least_two_rows(named)
+    owned = _copied(model)
+    check_runs(owned, pytree.tree_leaves(named), args, kwargs or {})
+    for parameter in owned.parameters():
+        parameter.grad = None
+    return replace(captured(owned, named), source=skeleton(owned))
+
+
+def captured(owned: nn.Module, named: dict[str, Any]) -> Program:
+    """The program of a module whose tensors become its state, on arguments by name. Raises CaptureError."""
+    forward = forward_signature(owned)
     flat, structure = pytree.tree_flatten(named)
     batch = batch_of(flat)
     leaves = [make_leaf(_path(path), value, batch) for path, value in pytree.tree_flatten_with_path(named)[0]]
-    owned = _copied(model)
-    check_runs(owned, flat, args, kwargs or {})
     owned.train().eval()  # clears tensors that models cache per mode
     traced: dict[Mode, Traced] = {mode: _trace(owned, forward, named, batch, mode) for mode in MODES}
     out_structure = traced["eval"][1]
@@ -61,10 +70,19 @@ def capture(
     graphs: dict[Mode, fx.Graph] = {
         mode: clean_graph(module, state, owned) for mode, (module, _) in traced.items()
     }
-    for parameter in state.parameters():
-        parameter.grad = None
     signature = Signature(forward, structure, tuple(leaves), out_structure)
     return Program(graphs=graphs, state=state, signature=signature, notes=_notes(traced))
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A structural copy whose parameters and buffers take no memory."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): _weightless(tensor) for tensor in tensors})
+
+
+def _weightless(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -24,8 +24,9 @@ class Deployed(DynamicModel):
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self.requires_grad_(False).train(False)
-        for asks in (False, True):  # what is made at the first call is made now: calls may come side by side
-            self._cut(asks=asks)
+        for model in (self,) if self.by_size is None else self.by_size.models:
+            for asks in (False, True):  # made now, not at the first call: calls may come side by side
+                model._cut(asks=asks)
 
     def record(self, *args: Any, policy: Policy, execution: Execution = "sparse", **kwargs: Any) -> Record:
         """See `DynamicModel.record`; outputs and routes are inference tensors."""

@@ -19,9 +19,9 @@ from torch import Tensor, fx
 
 from dyncompile.analysis.dims.call import bind
 from dyncompile.program import Program
-from dyncompile.rewrite import copy_program
 from dyncompile.runtime import ops
 from dyncompile.state import state_tensors
+from dyncompile.variants import copy_program
 
 aten = torch.ops.aten
 _CONTRACTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
@@ -32,9 +32,11 @@ def fold_norms(program: Program) -> Program:
     """The evaluation graph with norms folded, as both graphs of a program with its own tensors.
 
     Norms stay whose statistics a choice picks, that follow no contraction of their own, or that share their
-    weights with other calls.
+    weights with other calls: all of them where inputs of several sizes have norms of their own.
     """
     new = copy_program(program, {})
+    if new.variants is not None:
+        return new
     graph, tensors = new.graphs["eval"], state_tensors(new.state)
     reads = Counter(str(node.target) for node in graph.nodes if node.op == "get_attr")
     names = Counter(map(id, tensors.values()))

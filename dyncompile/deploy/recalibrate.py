@@ -19,8 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -55,8 +56,9 @@ def recalibrate(dyn: DynamicModel, batches: Iterable[Batch], *, limit: int = 100
 
     Other choices run at full capacity. The source's own statistics, which are those of the full columns, are
     left alone, so that the model still equals its source there; only where learned gains, bits or weights
-    decide what runs, they become those of the learned routes. On several processes each gives its own
-    batches, and all get the statistics of all samples.
+    decide what runs, they become those of the learned routes. Where a choice decides the size of an input,
+    all of that is done at every size; only at the native one norms are the source's own. On several processes
+    each gives its own batches, and all get the statistics of all samples.
 
     Args:
         dyn: any dynamic model; nothing happens where no norm has private statistics (layer norms).
@@ -71,15 +73,38 @@ def recalibrate(dyn: DynamicModel, batches: Iterable[Batch], *, limit: int = 100
     """
     if limit < 1:
         raise SpecError(f"recalibration needs at least one batch, got limit={limit}")
-    sites = _sites(dyn)
     again = list(islice(batches, limit)) if iter(batches) is batches else batches
+    signature = dyn.program.signature
+    if dyn.by_size is None:
+        _recalibrate(dyn, _Flat(signature.flatten, again, limit), full)
+        return
+    for column, model in enumerate(dyn.by_size.models):
+        whole = full or model is not dyn.by_size.native  # norms of other sizes are no source's
+        _recalibrate(model, _Flat(partial(dyn.by_size.batch, column), again, limit), whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """The first batches as flat inputs, anew at every round."""
+
+    flatten: Callable[[Sequence[Any], Mapping[str, Any]], list[Any]]
+    batches: Iterable[Batch]
+    limit: int
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return (self.flatten(batch.args, batch.kwargs) for batch in islice(self.batches, self.limit))
+
+
+def _recalibrate(dyn: DynamicModel, inputs: Iterable[list[Any]], full: bool) -> None:
+    """`recalibrate` for a model of one size of its inputs, which come flat."""
+    sites = _sites(dyn)
     tensors = state_tensors(dyn.program.state)
     for columns, wanted in _rounds(dyn, sites, full):
-        for name, value in _statistics(dyn, columns, wanted, islice(again, limit)).items():
+        for name, value in _statistics(dyn, columns, wanted, inputs).items():
             tensors[name].copy_(value)
     if any(dyn.choices[name].domain in {*SWITCHES, *WEIGHTS} for name in dyn.priced.intersection(dyn.gated)):
         shared = [site for site in sites if site.choice is None]
-        for name, value in _learned(dyn, shared, islice(again, limit)).items():
+        for name, value in _learned(dyn, shared, inputs).items():
             tensors[name].copy_(value)
 
 
@@ -213,14 +238,13 @@ def _observing(graph: fx.Graph, sites: Sequence[_Site], probe: _Probe) -> fx.Gra
 
 
 def _statistics(
-    dyn: DynamicModel, columns: Columns, sites: Sequence[_Site], batches: Iterable[Batch]
+    dyn: DynamicModel, columns: Columns, sites: Sequence[_Site], inputs: Iterable[list[Any]]
 ) -> dict[str, Tensor]:
     """New statistics by state name, from one round over the batches of all processes."""
     probe, signature = _Probe(dyn, columns, sites), dyn.program.signature
     graph = _observing(without_gates(dyn.program.graphs["eval"]), sites, probe)
     forward = compile_graph(graph, "recalibration", dyn.program.state)
-    for batch in batches:
-        flat = signature.flatten(batch.args, batch.kwargs)
+    for flat in inputs:
         probe.rows = torch.arange(signature.rows(flat))
         if len(probe.rows) > 1:
             forward(probe, *flat)
@@ -235,7 +259,7 @@ def _statistics(
     return found
 
 
-def _learned(dyn: DynamicModel, sites: Sequence[_Site], batches: Iterable[Batch]) -> dict[str, Tensor]:
+def _learned(dyn: DynamicModel, sites: Sequence[_Site], inputs: Iterable[list[Any]]) -> dict[str, Tensor]:
     """New statistics by state name along the learned routes; channels that few samples reach keep theirs."""
     if not sites:
         return {}
@@ -243,11 +267,10 @@ def _learned(dyn: DynamicModel, sites: Sequence[_Site], batches: Iterable[Batch]
     graph = _observing(copy_graph(dyn.program.graphs["eval"]), sites, probe)
     types = dyn.facts.dims.graphs["eval"].types
     segments = cut(graph, types, dyn.program)
-    inputs = [node.name for node in graph.nodes if node.op == "placeholder" and node.target != POLICY]
-    for batch in batches:
-        flat = signature.flatten(batch.args, batch.kwargs)
+    names = [node.name for node in graph.nodes if node.op == "placeholder" and node.target != POLICY]
+    for flat in inputs:
         run = SparseRun(segments, types, dyn.choices)
-        run.run(dict(zip(inputs, flat, strict=True)), signature.rows(flat), Learned(), {})
+        run.run(dict(zip(names, flat, strict=True)), signature.rows(flat), Learned(), {})
     tensors, found = state_tensors(dyn.program.state), dict[str, Tensor]()
     for names, sums in _over_all(probe):
         for name, value in zip(names, _moments(sums), strict=True):

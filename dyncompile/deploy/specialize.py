@@ -28,8 +28,9 @@ from dyncompile.torchlib import named_modules, transient_buffers
 def specialize(dyn: DynamicModel, route: Route, *, mode: Mode = "eval") -> fx.GraphModule:
     """The static network that `route` stands for.
 
-    It is called as the source is, without the arguments that were constants at capture. Its parameters are
-    copies: training it leaves `dyn` as it is.
+    It is called as the source is, without the arguments that were constants at capture. Where the route picks
+    another size of an input, the static network takes the native size, too, and resizes it. Its parameters
+    are copies: training it leaves `dyn` as it is.
 
     Args:
         dyn: any dynamic model.
@@ -41,14 +42,32 @@ def specialize(dyn: DynamicModel, route: Route, *, mode: Mode = "eval") -> fx.Gr
         RouteError: an unknown choice, or rows that differ: a static network is one route.
     """
     group = _single(dyn.program, route)
-    graph, state = fold(_without_dead_dims(dyn, group, mode), group, state_tensors(dyn.program.state))
-    owner = _owned(graph, state, dyn)
+    sized = dyn if dyn.by_size is None else dyn.by_size.model_of(route)
+    graph, state = fold(_without_dead_dims(sized, group, mode), group, state_tensors(sized.program.state))
+    owner = _owned(graph, state, sized)
+    _resize_inputs(graph, sized.program, dyn.program)
     adopt_signature(graph, dyn.program.signature)
     static = fx.GraphModule(owner, graph, "Specialized")
     for name, module in named_modules(owner):  # fx copies buffers, but not which of them are saved
         if transient_buffers(module):
             transient_buffers(static.get_submodule(name)).update(transient_buffers(module))
     return static.train(mode == "train")
+
+
+def _resize_inputs(graph: fx.Graph, sized: Program, program: Program) -> None:
+    """Resize what comes at the native size and is read at another."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    wanted, given = sized.signature.leaves, program.signature.leaves
+    for node, leaf, native in zip(inputs, wanted, given, strict=True):
+        if leaf.shape == native.shape or leaf.shape is None:
+            continue
+        users = list(node.users)
+        with graph.inserting_after(inputs[-1]):
+            size = list(leaf.shape[-2:])
+            new = graph.call_function(ops.RESIZE, (node, size, False))
+        new.meta = dict(node.meta)
+        for user in users:
+            user.replace_input_with(node, new)
 
 
 def _without_dead_dims(dyn: DynamicModel, group: Group, mode: Mode) -> fx.Graph:

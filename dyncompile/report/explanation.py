@@ -188,6 +188,8 @@ def _coverage(facts: Facts, program: Program, skips: Sequence[Skip]) -> Coverage
     )
     costs = facts.macs.nodes.items()
     decided = sum(evaluate(cost, {}) if node in names else covered(cost, moving) for node, cost in costs)
+    if program.variants is not None:  # the size of its input moves all that a network computes
+        decided = macs
     return Coverage(
         elastic_parameters=facts.covered_parameters,
         elastic_macs=_share(covered(facts.macs.path, facts.dims.elastic), macs),
@@ -210,12 +212,19 @@ def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site], skips: Seq
         sites=sum(site.choice == choice.name for site in sites),
         decided=next(
             (_gate(plan.gates[choice.name]) for plan in dyn.plans if choice.name in plan.gates),
-            next(
-                (plan.deciders[choice.name] for plan in dyn.plans if choice.name in plan.deciders), "policy"
-            ),
+            _decided(dyn, choice),
         ),
         columns=tuple(_columns(dyn, choice, skips)),
     )
+
+
+def _decided(dyn: DynamicModel, choice: Choice) -> str:
+    """Who decides a choice that no gate in the graphs decides."""
+    variants = dyn.program.variants
+    if variants is None or choice.name != variants.choice or choice.name not in dyn.gated:
+        return "policy"
+    leaf = dyn.program.signature.leaves[variants.image]
+    return f"net on {leaf.path} [{'x'.join(map(str, (leaf.shape or ())[1:]))}]"
 
 
 def _gate(gate: Gate) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from dyncompile.analysis.dims.algebra import BATCH
 from dyncompile.analysis.dims.call import Type
 from dyncompile.analysis.facts import Facts, analyze
-from dyncompile.cost import Macs, parameter_costs
-from dyncompile.errors import InputError, RouteError
+from dyncompile.cost import ByColumn, Macs, parameter_costs
+from dyncompile.errors import RouteError
 from dyncompile.exits import without_exits
 from dyncompile.gate import without_gates
 from dyncompile.plan import Plan
@@ -24,30 +23,15 @@ from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.dense import densify, unmaskable
 from dyncompile.runtime.flat import flatten, side_by_side
+from dyncompile.runtime.record import Execution as Execution
+from dyncompile.runtime.record import Record as Record
+from dyncompile.runtime.rows import merge_outputs
 from dyncompile.runtime.segments import Segment, cut, parting
+from dyncompile.runtime.sizes import BySize
 from dyncompile.runtime.sparse import SparseRun
 from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
 from dyncompile.state import GATES
-
-Execution = Literal["auto", "sparse", "dense"]
-"""How a batch of mixed decisions runs: rows grouped by decision, or masked; see `DynamicModel.record`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What a run gave and what was decided on the way.
-
-    Attributes:
-        output: the source's output structure.
-        route: decisions [B, width] of every choice; where gradients are on they carry them.
-        logits: outputs [B, width] of the decision nets that were asked; nan in rows that had left before.
-        early: dense execution only: what the output would be if all rows left, by the exit's choice.
-    """
-
-    output: Any
-    route: Route
-    logits: Mapping[str, Tensor]
-    early: Mapping[str, Any] = field(default_factory=dict[str, Any])
+from dyncompile.variants import at, columns_of, copy_program
 
 
 class DynamicModel(nn.Module):
@@ -73,6 +57,12 @@ class DynamicModel(nn.Module):
         self._forwards = {mode: compile_graph(self._flat[mode].graph, mode, program.state) for mode in MODES}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
         self._dense: dict[Mode, GraphForward] = {}
+        self.by_size = program.variants and BySize(program, self._sizes(program))
+
+    @staticmethod
+    def _sizes(program: Program) -> list[DynamicModel]:
+        """A model per size of the input that a choice decides, over the same state."""
+        return [DynamicModel(at(program, column)) for column in columns_of(program)]
 
     # -- running ------------------------------------------------------------------------------
 
@@ -104,9 +94,17 @@ class DynamicModel(nn.Module):
             InputError: the inputs do not fit what was captured.
             RouteError: a forced route does not fit the batch or a choice's domain, or cannot be masked.
         """
-        flat = self.program.signature.flatten(args, kwargs)
-        rows = self.program.signature.rows(flat)
+        signature = self.program.signature
+        flat = signature.flatten(args, kwargs)
+        done = self.execute(flat, signature.rows(flat), policy, execution)
+        early = {name: signature.unflatten(outputs) for name, outputs in done.early.items()}
+        return replace(done, output=signature.unflatten(done.output), early=early)
+
+    def execute(self, flat: Sequence[Any], rows: int, policy: Policy, execution: Execution) -> Record:
+        """`record` for flat graph inputs of `rows` rows, whose flat outputs are the record's `output`."""
         check_names(policy, self.choices)
+        if self.by_size is not None:
+            return self.by_size.run(self.mode, flat, rows, policy, execution)
         asks = policy.reads_gates and bool(self.gated)
         if execution == "dense" or (execution == "auto" and asks and self._trains_gates()):
             return self._run_dense(flat, rows, policy)
@@ -114,7 +112,7 @@ class DynamicModel(nn.Module):
         groups = [] if asks else group_rows(planned, self.choices, rows, self._parting)
         if len(groups) == 1 and not self._leaves(planned) and self._flat["eval"].serves(planned):
             outputs = self._forwards[self.mode](groups[0], *flat)
-            return Record(self.program.signature.unflatten(outputs), planned, {})
+            return Record(outputs, planned, {})
         return self._run_sparse(flat, rows, policy, planned)
 
     def _leaves(self, route: Route) -> bool:
@@ -144,20 +142,20 @@ class DynamicModel(nn.Module):
             )
         steering = Deciding(policy, self.choices, torch.arange(rows))
         outputs = self._dense[self.mode](steering, *flat)
-        unflatten = self.program.signature.unflatten
         early = {
-            name: unflatten([found if isinstance(out, Tensor) else out for out in outputs])
+            name: [found if isinstance(out, Tensor) else out for out in outputs]
             for name, found in steering.early.items()
         }
-        return Record(unflatten(outputs), steering.route, steering.logits, early)
+        return Record(outputs, steering.route, steering.logits, early)
 
     def _run_sparse(self, flat: Sequence[Any], rows: int, policy: Policy, planned: Route) -> Record:
         run = SparseRun(
             self._cut(asks=policy.reads_gates), self.facts.dims.graphs[self.mode].types, self.choices
         )
         done = run.run(dict(zip(self._inputs, flat, strict=True)), rows, policy, planned)
-        outputs = self._merge([out for _, out in done.parts], torch.cat([at for at, _ in done.parts]))
-        return Record(self.program.signature.unflatten(outputs), done.route, done.logits)
+        parts, rows_of = [out for _, out in done.parts], torch.cat([at for at, _ in done.parts])
+        types = self.output_types[self.mode] if len(parts) > 1 else ()
+        return Record(merge_outputs(parts, rows_of, types), done.route, done.logits)
 
     def _cut(self, *, asks: bool) -> list[Segment]:
         """The segments of the present mode's graph, with or without its decision nets."""
@@ -178,18 +176,6 @@ class DynamicModel(nn.Module):
     def unmaskable(self) -> Mapping[str, str]:
         """Resized dims that masked execution cannot stand for -> the operator that mixes their positions."""
         return unmaskable(self.facts.dims, self.program.sized)
-
-    def _merge(self, parts: Sequence[Sequence[Any]], rows: Tensor) -> list[Any]:
-        """Outputs of all groups in the order of the batch."""
-        if len(parts) == 1:
-            return list(parts[0])
-        order = torch.empty_like(rows)
-        order[rows] = torch.arange(len(rows))
-        types = self._output_types[self.mode]
-        return [
-            _merge_one(list(values), found, order)
-            for values, found in zip(zip(*parts, strict=True), types, strict=True)
-        ]
 
     def alternatives(self, *args: Any, **kwargs: Any) -> list[tuple[Tensor, Tensor]]:
         """(what the source computes, an alternative's output) for all alternatives with parameters.
@@ -222,7 +208,10 @@ class DynamicModel(nn.Module):
     @cached_property
     def gated(self) -> tuple[str, ...]:
         """Choices that have a decision net."""
-        nodes = [node for node in self.program.graphs["eval"].nodes if node.target is ops.decide]
+        graphs = [self.program.graphs["eval"]]
+        if self.program.variants is not None:
+            graphs.insert(0, self.program.variants.heads["eval"])
+        nodes = [node for graph in graphs for node in graph.nodes if node.target is ops.decide]
         return tuple(str(node.args[1]) for node in nodes if len(node.args) > 2)
 
     @cached_property
@@ -243,14 +232,19 @@ class DynamicModel(nn.Module):
     @cached_property
     def facts(self) -> Facts:
         """What is elastic, what stays static and why, regions and costs."""
-        return analyze(self.program)
+        return analyze(self.program) if self.by_size is None else self.by_size.native.facts
 
     @cached_property
-    def _path_cost(self) -> Macs:
+    def path_cost(self) -> Macs | ByColumn:
+        """``path_cost(route)``: MACs of the path."""
+        if self.by_size is not None:
+            costs = [model.path_cost for model in self.by_size.models]
+            return ByColumn(self.by_size.choice, costs)
         return Macs(self.program, self.facts.macs.nodes)
 
     @cached_property
-    def _output_types(self) -> dict[Mode, list[Type]]:
+    def output_types(self) -> dict[Mode, list[Type]]:
+        """Types of the flat outputs; None for what is no tensor."""
         found: dict[Mode, list[Type]] = {}
         for mode, graph in self.program.graphs.items():
             types = self.facts.dims.graphs[mode].types
@@ -265,7 +259,7 @@ class DynamicModel(nn.Module):
 
     def macs(self, route: Route) -> Tensor:
         """MACs of the path of each row of a route: float64 [B]; decision nets are not in it."""
-        return self._path_cost(route)
+        return self.path_cost(route)
 
     def active_parameters(self, route: Route) -> Tensor:
         """Parameter elements that the path of each row of a route reads: float64 [B].
@@ -286,7 +280,7 @@ class DynamicModel(nn.Module):
     @property
     def priced(self) -> frozenset[str]:
         """Choices that MACs depend on."""
-        return self._path_cost.choices
+        return self.path_cost.choices
 
     @cached_property
     def static_macs(self) -> float:
@@ -302,8 +296,10 @@ class DynamicModel(nn.Module):
         """
         full = {name: Full().decide(choice, 1, None) for name, choice in self.choices.items()}
         if self.exits:
-            return float((self._work(full) - self.macs(full))[0])
-        return float(Macs(self.program, self.facts.macs.decisions)(full)[0])
+            own = float((self._work(full) - self.macs(full))[0])
+        else:
+            own = float(Macs(self.program, self.facts.macs.decisions)(full)[0])
+        return own if self.by_size is None else own + self.by_size.decision_macs
 
     @cached_property
     def _work(self) -> Macs:
@@ -317,6 +313,8 @@ class DynamicModel(nn.Module):
         This is the path and `decision_macs`. A row that leaves early has spent its path (its prediction is
         what was decided on) and no decision that comes later.
         """
+        if self.by_size is not None:
+            return self.by_size.spent(route)
         return self._work(route) if self.exits else self.macs(route) + self.decision_macs
 
     def explain(self) -> str:
@@ -330,32 +328,7 @@ class DynamicModel(nn.Module):
         return f"history={list(self.history)}, choices={list(self.choices)}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
-        from dyncompile.rewrite import copy_program
-
         new = type(self)(copy_program(self.program, memo))
         memo[id(self)] = new
         new.policy = self.policy
         return new.train(self.training)
-
-
-def _merge_one(values: list[Any], found: Type, order: Tensor) -> Any:
-    """One output of all groups: rows back in order along its batch axis."""
-    if not isinstance(values[0], Tensor):
-        if any(value != values[0] for value in values):
-            raise InputError(
-                "an output that is not a tensor depends on the route", fix="run one route at a time"
-            )
-        return values[0]
-    dims = found if isinstance(found, tuple) else ()
-    axis = next((i for i, dim in enumerate(dims) if BATCH in dim), None)
-    if axis is None or dims[axis][0] != BATCH:
-        raise InputError(
-            "an output has no batch axis, so results of different routes cannot be put together",
-            fix="run samples of one route at a time (a forced route with a single row)",
-        )
-    whole = torch.cat(values, axis)
-    rows = order.to(whole.device)
-    if dims[axis] == (BATCH,):
-        return whole.index_select(axis, rows)
-    by_row = torch.unflatten(whole, axis, (len(rows), -1))
-    return by_row.index_select(axis, rows).flatten(axis, axis + 1)

@@ -225,6 +225,14 @@ def leave(final: Tensor, early: Tensor, decision: Decision) -> Tensor:
     return torch.where(stop.view(-1, *[1] * (final.dim() - 1)), early.to(final.dtype), final)
 
 
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """`image` [B, C, H, W] at another (height, width): bilinear, with a low-pass before sampling down."""
+    return RESIZE(image, list(size), False)
+
+
+RESIZE = torch.ops.aten._upsample_bilinear2d_aa.default
+"""The operator by which inputs change their size: ``(image, [height, width], align_corners)``."""
+
 FOLDABLE = (decide, extent, prefix, positions, take, pick, active, count, gains, synthesize)
 """What decisions and parameters alone determine."""
 

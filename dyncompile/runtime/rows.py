@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dyncompile.analysis.dims.algebra import BATCH
 from dyncompile.analysis.dims.call import Type
+from dyncompile.errors import InputError
 from dyncompile.torchlib import items
 
 
@@ -47,3 +48,38 @@ def join_rows(values: Sequence[Any], found: Type) -> Any:
     if axis is None or not isinstance(values[0], Tensor):
         return values[0]
     return torch.cat(list(values), axis)
+
+
+def merge_outputs(parts: Sequence[Sequence[Any]], rows: Tensor, types: Sequence[Type]) -> list[Any]:
+    """Flat outputs of groups of rows, which lie at the positions `rows` [B], in the order of the batch."""
+    if len(parts) == 1:
+        return list(parts[0])
+    order = torch.empty_like(rows)
+    order[rows] = torch.arange(len(rows))
+    return [
+        _merge_one(list(values), found, order)
+        for values, found in zip(zip(*parts, strict=True), types, strict=True)
+    ]
+
+
+def _merge_one(values: list[Any], found: Type, order: Tensor) -> Any:
+    """One output of all groups: rows back in order along its batch axis."""
+    if not isinstance(values[0], Tensor):
+        if any(value != values[0] for value in values):
+            raise InputError(
+                "an output that is not a tensor depends on the route", fix="run one route at a time"
+            )
+        return values[0]
+    dims = found if isinstance(found, tuple) else ()
+    axis = next((i for i, dim in enumerate(dims) if BATCH in dim), None)
+    if axis is None or dims[axis][0] != BATCH:
+        raise InputError(
+            "an output has no batch axis, so results of different routes cannot be put together",
+            fix="run samples of one route at a time (a forced route with a single row)",
+        )
+    whole = torch.cat(values, axis)
+    rows = order.to(whole.device)
+    if dims[axis] == (BATCH,):
+        return whole.index_select(axis, rows)
+    by_row = torch.unflatten(whole, axis, (len(rows), -1))
+    return by_row.index_select(axis, rows).flatten(axis, axis + 1)

@@ -21,6 +21,7 @@ from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.ops import DECISIONS
 from dyncompile.torchlib import schema_of
 from dyncompile.train.accelerated import World, floats
+from dyncompile.variants import at, columns_of, names_in_whole
 
 _BUCKET = 1 << 25
 """Elements that are sent at once: enough to be fast, few enough not to double the gradients' memory."""
@@ -70,8 +71,17 @@ def statistics_of(dyn: DynamicModel) -> set[str]:
 
     The same on every process, whichever of them a process's own samples touched.
     """
+    program = dyn.program
+    found = _updated(program.graphs["train"])
+    for column in columns_of(program):
+        names = names_in_whole(program, column)
+        found |= {names[name] for name in _updated(at(program, column).graphs["train"])}
+    return found
+
+
+def _updated(graph: fx.Graph) -> set[str]:
     found: set[str] = set()
-    for node in dyn.program.graphs["train"].nodes:
+    for node in graph.nodes:
         schema = schema_of(node.target)
         names = [] if schema is None else [str(argument.name) for argument in schema.arguments]
         for name, value in zip(names, node.args, strict=False):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # signatures for editors; what there is at run time is found 
     from dyncompile.train.recipes.dsnet import dsnet as dsnet
     from dyncompile.train.recipes.exits import exits as exits
     from dyncompile.train.recipes.lcnet import lcnet as lcnet
+    from dyncompile.train.recipes.resolution import resolution as resolution
     from dyncompile.train.recipes.routing import routing as routing
     from dyncompile.train.recipes.supernet import supernet as supernet
 
