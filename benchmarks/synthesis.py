@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from timm.layers import CondConv2d
+from timm.layers.cond_conv2d import CondConv2d
 from torch import Tensor, nn
 
 from benchmarks.record import write
