@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from timm.layers.cond_conv2d import CondConv2d
 from torch import Tensor, nn
 
 from benchmarks.record import write
 from dyncompile.latency import compare
 from dyncompile.program import Decision
 from dyncompile.runtime.synthesis import basis_conv2d, synthesize
+from dyncompile.zoo.third_party import third_party
 
 BASES = 4
 PAIRS = {1: 41, 8: 21, 32: 11}
@@ -69,7 +69,8 @@ def _measure(shape: Shape, batch: int) -> dict[str, Any]:
     rows = torch.rand(batch, BASES, generator=generator)
     sizes = (shape.channels, shape.outputs, shape.kernel, shape.stride, shape.kernel // 2)
     static = nn.Conv2d(*sizes, groups=shape.groups, bias=False)
-    theirs: Any = CondConv2d(*sizes, groups=shape.groups, bias=False, num_experts=BASES)
+    layers: Any = third_party("timm").layers
+    theirs = layers.CondConv2d(*sizes, groups=shape.groups, bias=False, num_experts=BASES)
     bases = 0.1 * torch.randn(BASES, *static.weight.shape, generator=generator)
     stride, padding = [shape.stride] * 2, [shape.kernel // 2] * 2
 

@@ -67,9 +67,8 @@ class Editor(Insertions):
     ) -> None:
         """Insert a decision.
 
-        With a gate it is taken after the point that the gate reads, from its logits or by the policy;
-        without one by the policy alone, right after the inputs. Instead of a gate a pass may insert a net of
-        its own: `read` names its logits, and what else is to be known of the decision (an early prediction).
+        With a gate it is taken after the point that the gate reads, from its logits or by the policy; without
+        one by the policy alone, right after the inputs. `read`: logits of a pass's own net, then other data.
         """
         if choice.name in self._choices:
             raise SpecError(
@@ -83,8 +82,8 @@ class Editor(Insertions):
         for mode, graph in self._graphs.items():
             inputs = [node for node in graph.nodes if node.op == "placeholder"]
             policy = next(node for node in inputs if node.target == POLICY)
-            features = () if gate is None else (self._insert_gate(mode, graph, choice, gate),)
-            features = features if read is None else tuple(read[mode])
+            own = tuple(read[mode]) if read else ()
+            features = (self._insert_gate(mode, graph, choice, gate),) if gate else own
             with graph.inserting_after(max(features) if features else self._last_ungated(mode) or inputs[-1]):
                 decision = graph.call_function(ops.decide, (policy, choice.name, *features))
             self._decisions[mode, choice.name] = decision

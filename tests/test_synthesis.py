@@ -144,8 +144,9 @@ def test_gradients_are_those_of_a_loop(
     actual = basis_conv2d(leaves[0], kernels, leaves[4], *options)
     mine = torch.autograd.grad(actual.square().sum(), leaves)
     others = [t.clone().requires_grad_() for t in (x, weight, bases, rows, bias)]
-    x, weight, bases, rows, bias = others
-    expected = by_hand(x, weight, bases, rows, lambda x, w: F.conv2d(x, w, bias, *options))
+    expected = by_hand(
+        others[0], others[1], others[2], others[3], lambda x, w: F.conv2d(x, w, others[4], *options)
+    )
     for one, same in zip(mine, torch.autograd.grad(expected.square().sum(), others), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-9, atol=1e-9)
 

@@ -65,7 +65,7 @@ class Kernels:
         rows = self.coefficients[row : row + 1]
         if not len(rows) or not (_learns(rows) or bool(rows.any())):
             return self.weight
-        return self.weight + (rows @ self.bases.flatten(1)).view_as(self.weight)
+        return _synthesized(self.weight, self.bases, rows)[0]
 
 
 Own = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -153,8 +153,13 @@ def _again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 
 def _chunk(x: Tensor, weight: Tensor, bases: Tensor, rows: Tensor, bias: Tensor | None, many: Own) -> Tensor:
+    return many(x, _synthesized(weight, bases, rows), bias)
+
+
+def _synthesized(weight: Tensor, bases: Tensor, rows: Tensor) -> Tensor:
+    """Kernels [n, *W] of coefficients [n, N]."""
     flat = torch.addmm(weight.reshape(1, -1), rows, bases.flatten(1))
-    return many(x, flat.view(len(rows), *weight.shape), bias)
+    return flat.view(len(rows), *weight.shape)
 
 
 def _convolved(
