@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
@@ -81,6 +81,8 @@ def call_of(model: nn.Module, given: Any) -> tuple[tuple[Any, ...], dict[str, An
 
 def apply_passes(program: Program, passes: Sequence[Pass]) -> Program:
     """Apply passes in order; each sees the program that the one before it left."""
+    if not program.history:
+        program = replace(program, origin=program.graphs)
     for one in passes:
         facts = analyze(program)
         plan = one.plan(program, facts)

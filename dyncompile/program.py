@@ -140,6 +140,7 @@ class Program:
         history: specifications of the passes applied, in order.
         plans: what each of them decided: sites, rejections with reasons.
         notes: remarks of capture and passes for `explain`.
+        origin: the graphs as they were captured, before any pass; empty before the first one.
     """
 
     graphs: Mapping[Mode, fx.Graph]
@@ -151,6 +152,7 @@ class Program:
     history: tuple[str, ...] = ()
     plans: tuple[Plan, ...] = ()
     notes: tuple[str, ...] = ()
+    origin: Mapping[Mode, fx.Graph] = field(default_factory=dict[Mode, fx.Graph])
 
     def listing(self, mode: Mode = "eval") -> str:
         """The graph as text, one node per line, independent of object identities."""
