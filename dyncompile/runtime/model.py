@@ -17,6 +17,7 @@ from dyncompile.analysis.skips import find_skips
 from dyncompile.cost import Macs
 from dyncompile.errors import InputError, RouteError
 from dyncompile.gate import without_gates
+from dyncompile.hub import Pretrained
 from dyncompile.plan import Plan
 from dyncompile.policies import Full, Learned, Policy, route_of
 from dyncompile.program import MODES, POLICY, Choice, Mode, Program, Route
@@ -47,7 +48,7 @@ class Record:
     logits: Mapping[str, Tensor]
 
 
-class DynamicModel(nn.Module):
+class DynamicModel(Pretrained, nn.Module):
     """A network with decision points. At `Full` it equals the network that it was made from, bit for bit.
 
     It has the source's parameters and buffers under the source's names; what passes added lies under

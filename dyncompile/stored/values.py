@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -36,7 +36,8 @@ def encode(value: Any) -> Any:
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [encode(entry) for entry in items(value)]}
     if isinstance(value, slice):
-        return {"slice": [encode(getattr(value, end)) for end in ("start", "stop", "step")]}
+        ends = cast("slice[Any, Any, Any]", value)
+        return {"slice": [encode(ends.start), encode(ends.stop), encode(ends.step)]}
     if isinstance(value, torch.device):
         return {"device": str(value)}
     for kind, cls in _KINDS.items():
