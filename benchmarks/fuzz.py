@@ -1,7 +1,7 @@
 """Damaged and hostile files: nothing but the library's own error may come of them.
 
-``python -m benchmarks fuzz`` runs 10,000; `tests/test_fuzz.py` some hundred. An audit hook watches for calls of
-the system, sockets, and writes outside the working folder.
+``python -m benchmarks fuzz`` runs 10,000; `tests/test_fuzz.py` some hundred. An audit hook watches for calls
+of the system, sockets, and writes outside the working folder.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def run_inputs(count: int, seed: int, folder: Path, show: Callable[[Any], Any] =
         kind = _mutate(draw, sound[name], target, folder / "owned")
         _WATCH[0].folder, _WATCH[0].seen = str(place), []
         try:
-            _read(target)
+            _read(target, alone=draw.random() < 0.7)
             outcome.counts["read"] += 1
         except dc.DyncompileError:
             outcome.counts["refused"] += 1
@@ -162,11 +162,10 @@ def _clear(place: Path) -> None:
     place.rmdir()
 
 
-def _read(target: Path) -> None:
-    """As users do: a folder without and with its source, a file into its architecture."""
+def _read(target: Path, *, alone: bool) -> None:
+    """As users do: a folder `alone` or with its source, a file into its architecture."""
     if target.is_dir():
-        dc.load(target)
-        dc.load(target, source=network())
+        dc.load(target, source=None if alone else network())
     else:
         load_state(network(), read_state_dict(target))
 

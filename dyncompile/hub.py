@@ -80,7 +80,7 @@ class Pretrained:
         except Exception as error:  # the hub's client and the network under it fail in many ways
             raise CheckpointError(
                 f"{pretrained_model_name_or_path} is no folder and cannot be fetched: {error}",
-                fix="give a folder that save_pretrained wrote, or user/name of a repository that you can reach",
+                fix="give a folder that save_pretrained wrote, or user/name of a repository within reach",
             ) from None
         return load(fetched, source)
 
