@@ -43,7 +43,7 @@ PROGRAM, WEIGHTS, GRAPH, CONSTANTS = (
 
 def is_ours(name: str) -> bool:
     """Whether `save` writes files of this name."""
-    return name in (PROGRAM, GRAPH, CONSTANTS) or is_shard_of(name, WEIGHTS)
+    return name in (PROGRAM, GRAPH) or is_shard_of(name, WEIGHTS) or is_shard_of(name, CONSTANTS)
 
 
 def save(

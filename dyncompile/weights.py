@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dyncompile.errors import CheckpointError, SpecError
+from dyncompile.files import NEXT, current
 from dyncompile.torchlib import open_tensors, write_tensors
 
 SHARD_SIZE = 5_000_000_000
@@ -130,7 +131,8 @@ def _files_of(path: Path) -> list[Path]:
     strange = [name for name in names if not _SHARD.fullmatch(name)]
     if strange:
         raise CheckpointError.of_all(f"{path} names files that are no shards beside it", strange)
-    return [path.with_name(name) for name in names]
+    folder = path.parent.parent if path.parent.name == NEXT else path.parent
+    return [current(folder, name) for name in names]
 
 
 def weight_map(path: Path) -> dict[str, str]:

@@ -41,8 +41,11 @@ def main(steps: int = 30) -> float:
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
+            remove_unused_columns=False,  # by the names in `forward`, which are the source's
         )
-        done = Trainer(model=dyn, args=arguments, train_dataset=data).train()  # pyright: ignore
+        trainer = Trainer(model=dyn, args=arguments, train_dataset=data)  # pyright: ignore
+        trainer.model_accepts_loss_kwargs = False  # what was not given at capture is no argument
+        done = trainer.train()
         loaded = dc.DynamicModel.from_pretrained(dyn.save_pretrained(folder))
     with torch.no_grad():
         output, _ = loaded.run(policy=dc.Smallest(), **example)

@@ -165,7 +165,7 @@ def test_other_files_stay_and_saving_again_replaces(folder: Path) -> None:
     assert same(snapshot(dyn), snapshot(dc.load(folder, source=handmade.plain_cnn()[0])))
 
 
-@pytest.mark.parametrize("call", range(12))
+@pytest.mark.parametrize("call", range(14))
 def test_a_failure_anywhere_leaves_the_old_or_the_new(
     folder: Path, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_failure_anywhere_leaves_the_old_or_the_new(
     for name in ("replace", "rename", "fsync", "unlink", "rmdir"):
         monkeypatch.setattr(os, name, dying(getattr(os, name)))
     with contextlib.suppress(Killed):
-        dc.save(new, folder)
+        dc.save(new, folder, shard_size=1500)
     monkeypatch.undo()
     loaded = dc.load(folder, source=handmade.plain_cnn()[0])
     assert any(same(snapshot(loaded), snapshot(one)) for one in (old, new) if one.history == loaded.history)

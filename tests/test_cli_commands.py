@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
 import json
 import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -168,9 +171,33 @@ def test_report_is_one_page_without_links(trained: Path, tmp_path: Path) -> None
     assert page.count("<circle") == 5
     assert "Accuracy against MACs" in page
     assert "supernet" in page
-    assert not re.search(r"(src|href)\s*=|https?://|<script", page)
+    assert not re.search(r"href\s*=|https?://|<script", page)
+    pictures = re.findall(r"src='([^']*)'", page)
+    assert len(pictures) == 12
+    shown = [decoded(uri) for uri in pictures]
+    assert all(image.size == (8, 8) and image.mode == "RGB" for image in shown)
+    shares = [float(text) for text in re.findall(r"<small>([\d.]+) %<br>width", page)]
+    assert shares[:6] == sorted(shares[:6])
+    assert shares[6:] == sorted(shares[6:], reverse=True)
+    assert max(shares[:6]) <= min(shares[6:])
     assert run("report", trained).exit_code == 0
     assert "<circle" not in (trained / "report.html").read_text()
+
+
+def decoded(uri: str) -> Image.Image:
+    """The picture of a data URI; raises where it is none."""
+    image = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+    image.load()
+    return image
+
+
+def test_pictures_keep_their_pixels() -> None:
+    from dyncompile.report.samples import data_uri
+
+    image = torch.rand(3, 4, 5)
+    image[0, 0, 0], image[1, 2, 3] = 0, 1
+    pixels = torch.as_tensor(np.asarray(decoded(data_uri(image)))).permute(2, 0, 1)
+    assert torch.equal(pixels, (image * 255).byte())
 
 
 def test_inspect_reads_files_alone(trained: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import dyncompile as dc
+from dyncompile.cli.convert import convert_checkpoint
 from dyncompile.files import NEXT
 from tests.support import same, snapshot
 
@@ -34,7 +36,7 @@ def context() -> Any:
 def killed(process: Any, started: Path, seconds: float) -> None:
     """Start, wait for the mark, and kill after so many seconds."""
     process.start()
-    for _ in range(6000):
+    for _ in range(30_000):  # its imports take a while on a busy machine
         if started.exists():
             break
         time.sleep(0.01)
@@ -65,20 +67,20 @@ def test_killed_in_saving(context: Any, tmp_path: Path) -> None:
 
 
 def test_killed_in_converting(context: Any, tmp_path: Path) -> None:
-    from tests.save_killed import NET, SPECS, convert_on
+    from tests.save_killed import MODELS, NET, SPECS, convert_on
 
     weights, folder, draw = tmp_path / "net.pth", tmp_path / "out", random.Random(1)
     torch.save(NET.state_dict(), weights)
-    seen = 0
+    convert_checkpoint(weights, "tests.tiny:conv_net", [SPECS[0]], folder, nullcontext)
+    began = time.perf_counter()
+    convert_checkpoint(weights, "tests.tiny:conv_net", [SPECS[0]], folder, nullcontext)
+    whole = time.perf_counter() - began
     for _ in range(10):
         killed(
             context.Process(target=convert_on, args=(str(folder), str(weights))),
             folder.with_suffix(".started"),
-            draw.uniform(0.2, 2.0),
+            draw.uniform(0, 2 * whole),
         )
-        if folder.exists():
-            loaded = dc.load(folder)
-            assert loaded.history[0] in SPECS
-            assert same(dc.reduce_to_source(loaded), dict(NET.state_dict()))
-            seen += 1
-    assert seen, "every kill came before the first result"
+        loaded = dc.load(folder)
+        assert loaded.history in [model.history for model in MODELS]
+        assert same(dc.reduce_to_source(loaded), dict(NET.state_dict()))

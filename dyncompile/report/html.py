@@ -10,6 +10,7 @@ from dyncompile.policies import Forced, Learned, Policy
 from dyncompile.program import Domain
 from dyncompile.report.evaluation import Evaluation, evaluate_policy
 from dyncompile.report.explanation import explain
+from dyncompile.report.samples import Sample, data_uri, extremes
 from dyncompile.report.sections import Section, percent, sections
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.history import History
@@ -22,6 +23,8 @@ table { border-collapse: collapse }
 td, th { padding: .1rem .8rem .1rem 0; text-align: left; vertical-align: top }
 th { color: #777; font-weight: normal }
 small { color: #777; display: block; overflow-wrap: anywhere }
+figure { display: inline-block; margin: 0 1rem 1rem 0; max-width: 8rem; vertical-align: top }
+img { width: 6rem; image-rendering: pixelated }
 svg text { font: 12px system-ui, sans-serif; fill: #444 }
 """
 _WIDTH, _HEIGHT, _EDGE = 560, 300, 48
@@ -79,6 +82,8 @@ def _results(dyn: DynamicModel, data: Any) -> Iterator[str]:
     if "learned" in found:
         yield "<h2>Use of each choice</h2>"
         yield from (_bars(name, use) for name, use in found["learned"].use.items())
+        for title, samples in zip(("Easy", "Hard"), extremes(dyn, data), strict=True):
+            yield f"<h2>{title} samples</h2>" + "".join(map(_figure, samples))
 
 
 def _policies(dyn: DynamicModel) -> dict[str, Policy]:
@@ -122,6 +127,11 @@ def _bars(name: str, use: Any) -> str:
     return (
         f"<p>{escape(name)}</p><svg viewBox='0 0 {_WIDTH} {height}' width='{_WIDTH}'>{''.join(lines)}</svg>"
     )
+
+
+def _figure(sample: Sample) -> str:
+    picture = "" if sample.image is None else f"<img alt='' src='{data_uri(sample.image)}'>"
+    return f"<figure>{picture}<small>{percent(sample.share)}<br>{escape(sample.route)}</small></figure>"
 
 
 def _training(history: History) -> Iterator[str]:
