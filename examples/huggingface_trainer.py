@@ -9,9 +9,11 @@ import tempfile
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import dyncompile as dc
+from dyncompile.zoo.third_party import third_party
+
+hf: Any = third_party("transformers")  # which imports torchvision; this helps it beside a CPU-only torch
 
 
 def samples(count: int = 64) -> list[dict[str, Any]]:
@@ -24,15 +26,15 @@ def samples(count: int = 64) -> list[dict[str, Any]]:
 def main(steps: int = 30) -> float:
     """Train with random widths in every step; returns the loss at the end."""
     torch.manual_seed(0)
-    config = BertConfig(
+    config = hf.BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
-    model, data = BertForSequenceClassification(config), samples()
+    model, data = hf.BertForSequenceClassification(config), samples()
     example = {key: torch.stack([sample[key] for sample in data[:4]]) for key in ("input_ids", "labels")}
     dyn = dc.dynamize(model, method="dsnet(gate=False)", example_inputs=example).train()
     dyn.policy = dc.Full()  # whoever calls the model decides how: Sampled(seed), Smallest(), Learned()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
+        arguments = hf.TrainingArguments(
             output_dir=folder,
             max_steps=steps,
             per_device_train_batch_size=16,
@@ -43,7 +45,7 @@ def main(steps: int = 30) -> float:
             use_cpu=True,
             remove_unused_columns=False,  # by the names in `forward`, which are the source's
         )
-        trainer = Trainer(model=dyn, args=arguments, train_dataset=data)  # pyright: ignore
+        trainer = hf.Trainer(model=dyn, args=arguments, train_dataset=data)
         trainer.model_accepts_loss_kwargs = False  # what was not given at capture is no argument
         done = trainer.train()
         loaded = dc.DynamicModel.from_pretrained(dyn.save_pretrained(folder))

@@ -196,7 +196,7 @@ def test_pictures_keep_their_pixels() -> None:
 
     image = torch.rand(3, 4, 5)
     image[0, 0, 0], image[1, 2, 3] = 0, 1
-    pixels = torch.as_tensor(np.asarray(decoded(data_uri(image)))).permute(2, 0, 1)
+    pixels = torch.as_tensor(np.array(decoded(data_uri(image)))).permute(2, 0, 1)
     assert torch.equal(pixels, (image * 255).byte())
 
 

@@ -38,8 +38,18 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 _ATTRIBUTES = frozenset({"device", "dtype", "min", "max"})
 """All that `getattr` may be asked for."""
 
-_WITHOUT_RULE = frozenset({"aten.sym_size.int", "aten.detach.default", "aten.detach_.default"})
-"""Operators that are harmless and have no rule."""
+_WITHOUT_RULE = frozenset(
+    {
+        "aten.sym_size.int",
+        "aten.detach.default",
+        "aten.detach_.default",
+        "aten.cross_entropy_loss.default",
+        "aten.binary_cross_entropy_with_logits.default",
+        "aten.mse_loss.default",
+        "aten.nll_loss_nd.default",
+    }
+)
+"""Operators that are harmless and have no rule: among them losses of models that compute their own."""
 
 
 def encode_target(target: Any) -> str:
