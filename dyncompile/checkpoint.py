@@ -1,8 +1,9 @@
 """Checkpoints are data: ``program.json`` says how the model was made, ``model.safetensors`` holds its state.
 
 Loading replays the history of passes on the source, compares the fingerprint of the graphs, and loads
-strictly. Nothing is unpickled and nothing that a file says is executed: pass specifications are parsed as
-literals.
+strictly. The source is the user's module, or the captured graph in ``graph.json`` (`dyncompile.stored`), so
+that a checkpoint loads where the source's code is not. Nothing is unpickled and nothing that a file says is
+executed: pass specifications are parsed as literals, operators come from a closed list.
 """
 
 from __future__ import annotations
@@ -14,51 +15,70 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dyncompile.capture import capture
 from dyncompile.errors import CheckpointError, DyncompileError
-from dyncompile.files import replace_file
+from dyncompile.files import current, replace_files
 from dyncompile.pipeline import apply_passes
 from dyncompile.program import Program
 from dyncompile.runtime.model import DynamicModel
-from dyncompile.signature import Leaf, Signature
 from dyncompile.spec import parse_spec
-from dyncompile.torchlib import encode_tensors, open_tensors
+from dyncompile.state import STATE_PREFIX
+from dyncompile.stored import describe_network, restore_network, source_constants
+from dyncompile.stored.calling import describe_inputs, example_inputs
+from dyncompile.torchlib import encode_tensors
+from dyncompile.weights import SHARD_SIZE, compare_keys, is_shard_of, open_weights, write_weights
 
 FORMAT = "dyncompile"
-VERSION = 1
-PROGRAM, WEIGHTS = "program.json", "model.safetensors"
-_CONSTANTS = (bool, int, float, str, type(None))
+VERSION = 2
+"""2 added graphs, constants and shards. Whatever an older release could not read raises it."""
+PROGRAM, WEIGHTS, GRAPH, CONSTANTS = (
+    "program.json",
+    "model.safetensors",
+    "graph.json",
+    "constants.safetensors",
+)
 
 
-def save(dyn: DynamicModel, directory: str | os.PathLike[str], *, source: str | None = None) -> Path:
-    """Write a dynamic model to `directory` (created if missing); each file is replaced as a whole.
+def is_ours(name: str) -> bool:
+    """Whether `save` writes files of this name."""
+    return name in (PROGRAM, GRAPH) or is_shard_of(name, WEIGHTS) or is_shard_of(name, CONSTANTS)
+
+
+def save(
+    dyn: DynamicModel,
+    directory: str | os.PathLike[str],
+    *,
+    source: str | None = None,
+    shard_size: int = SHARD_SIZE,
+) -> Path:
+    """Write a dynamic model to `directory` (created if missing), all of it or nothing.
+
+    A process that is killed at any point leaves what was there, or the new checkpoint.
 
     Args:
         dyn: the model; its training mode is not stored.
-        directory: where ``program.json`` and ``model.safetensors`` go; no other file is touched.
+        directory: where the checkpoint goes; files that are no part of one stay.
         source: how to build the source without the user's help, e.g. ``"timm:resnet50"``.
+        shard_size: bytes of tensors per file; larger models are split as Hugging Face splits them.
 
     Returns:
         The directory.
     """
     target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    description = {
-        "format": FORMAT,
-        "version": VERSION,
-        "torch": torch.__version__,
-        "source": source,
-        "inputs": _describe_inputs(dyn.program.signature),
-        "history": list(dyn.history),
-        "fingerprint": dyn.program.fingerprint,
-    }
-    text = json.dumps(description, indent=2, allow_nan=False) + "\n"
-    replace_file(target / WEIGHTS, encode_weights(dyn))
-    replace_file(target / PROGRAM, text.encode())
+    written: set[str] = set()
+
+    def fill(folder: Path) -> None:
+        weights = write_weights(folder, _plain(_distinct(dyn)[0]), WEIGHTS, shard_size)
+        description = _describe(dyn, folder, source, weights)
+        (folder / PROGRAM).write_text(json.dumps(description, indent=2, allow_nan=False) + "\n")
+        written.update(path.name for path in folder.iterdir())
+
+    replace_files(target, fill)
+    for path in target.iterdir():
+        if is_ours(path.name) and path.name not in written:
+            path.unlink()
     return target
 
 
@@ -67,23 +87,41 @@ def load(directory: str | os.PathLike[str], source: nn.Module | None = None) -> 
 
     Args:
         directory: what `save` was given.
-        source: the static model (its weights do not matter); None builds it from the recorded description.
+        source: the static model (its weights do not matter). None takes the captured graph of the checkpoint,
+            which needs no code of the source; outputs of the source's own classes are then plain dicts.
+            Where none could be stored, the source is built from its recorded name.
 
     Raises:
         CheckpointError: files are missing or damaged, the source is another network, or keys do not match.
     """
     folder = Path(directory)
-    description = _read_description(folder / PROGRAM)
-    model = source if source is not None else _rebuild(description["source"])
-    dyn = DynamicModel(_replay(description, model))
+    description = read_description(folder)
+    if source is None and description["graph"] is not None:
+        dyn = _from_graph(folder, description)
+    else:
+        model = source if source is not None else _rebuild(description)
+        dyn = DynamicModel(_replay(description, model))
     if dyn.program.fingerprint != description["fingerprint"]:
         raise CheckpointError(
             "replaying the checkpoint's passes on this source gives another program",
             where=f"history {description['history']}",
             fix="give the network (and the versions of its library) that the checkpoint was made from",
         )
-    load_weights(dyn, folder / WEIGHTS)
+    load_weights(dyn, current(folder, description["weights"]))
     return dyn.eval()
+
+
+def reduce_to_source(dyn: DynamicModel) -> dict[str, Tensor]:
+    """The source's plain state dict: its names and shapes, the present values, nothing that passes added.
+
+    ``model.load_state_dict(dc.reduce_to_source(dyn))`` loads strictly into the network that `dyn` was made
+    from. Values are shared with `dyn`, as those of any state dict are.
+    """
+    return {name: value for name, value in dyn.state_dict().items() if not _is_added(name)}
+
+
+def _is_added(name: str) -> bool:
+    return name.startswith(f"{STATE_PREFIX}.")
 
 
 def _distinct(dyn: DynamicModel) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -99,34 +137,43 @@ def _distinct(dyn: DynamicModel) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, ties
 
 
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
 # -- program.json -----------------------------------------------------------------------------------
 
 
-def _describe_inputs(signature: Signature) -> Any:
-    """The captured arguments by name, with descriptions in place of values."""
-    named: Any = pytree.tree_unflatten(list(signature.leaves), signature.structure)
-    return {name: _describe(value) for name, value in named.items()}
+def _describe(dyn: DynamicModel, folder: Path, source: str | None, weights: str) -> dict[str, Any]:
+    """The description; writes the graph and constants beside it."""
+    graph, constants, remark = None, None, None
+    try:
+        network = describe_network(dyn.program)
+        graph = GRAPH
+        (folder / GRAPH).write_text(json.dumps(network, separators=(",", ":"), allow_nan=False) + "\n")
+        held = source_constants(dyn.program)
+        if held:
+            constants = write_weights(folder, held, CONSTANTS)
+    except ValueError as error:
+        remark = f"no graph is stored: {error}"
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "torch": torch.__version__,
+        "source": source,
+        "inputs": describe_inputs(dyn.program.signature),
+        "history": list(dyn.history),
+        "fingerprint": dyn.program.fingerprint,
+        "weights": weights,
+        "graph": graph,
+        "constants": constants,
+        "remark": remark,
+    }
 
 
-def _describe(value: Any) -> dict[str, Any]:
-    """One entry: the kind of value -> what it holds."""
-    if isinstance(value, Leaf) and value.shape is not None:
-        return {"tensor": {"shape": value.shape, "dtype": str(value.dtype).removeprefix("torch.")}}
-    if isinstance(value, Leaf) and isinstance(value.constant, _CONSTANTS):
-        return {"constant": value.constant}
-    entries: Any = value
-    kind = type(entries.constant if isinstance(value, Leaf) else entries).__name__
-    if kind == "dict" and all(isinstance(key, str) for key in entries):
-        return {kind: {key: _describe(entry) for key, entry in entries.items()}}
-    if kind in ("list", "tuple"):
-        return {kind: [_describe(entry) for entry in entries]}
-    raise CheckpointError(
-        f"an argument of the model holds a {kind}, which a checkpoint cannot describe",
-        fix="dynamize with tensors, plain values, lists, tuples and dicts as arguments",
-    )
-
-
-def _read_description(path: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """What ``program.json`` says. Raises CheckpointError where it is missing, damaged or too new."""
+    path = current(folder, PROGRAM)
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -137,22 +184,41 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if type(found) is not dict or found.get("format") != FORMAT:
         raise CheckpointError(f"{path} does not describe a dyncompile model")
-    if not isinstance(found.get("version"), int) or found["version"] > VERSION:
+    if type(found.get("version")) is not int or not 1 <= found["version"] <= VERSION:
         raise CheckpointError(
             f"{path} has format version {found.get('version')!r}, this release reads up to {VERSION}",
-            fix="update dyncompile",
+            fix="update dyncompile: a newer release wrote it",
         )
-    expected = {"source": str | None, "inputs": dict, "history": list, "fingerprint": str}
+    if found["version"] == 1:
+        found = {"weights": WEIGHTS, "graph": None, "constants": None, **found}
+    expected: dict[str, Any] = {
+        "source": str | None,
+        "inputs": dict,
+        "history": list,
+        "fingerprint": str,
+        "weights": str,
+        "graph": str | None,
+        "constants": str | None,
+    }
     wrong = [key for key, kind in expected.items() if key not in found or not isinstance(found[key], kind)]
+    wrong += [key for key in ("weights", "graph", "constants") if not _names_ours(found.get(key))]
     if wrong:
-        raise CheckpointError.of_all(f"{path} lacks or garbles entries", wrong)
+        raise CheckpointError.of_all(f"{path} lacks or garbles entries", list(dict.fromkeys(wrong)))
     return found
 
 
-def _rebuild(source: str | None) -> nn.Module:
+def _names_ours(name: Any) -> bool:
+    """Files are named by the description, but none outside of what `save` writes is opened."""
+    return name is None or (isinstance(name, str) and is_ours(name))
+
+
+def _rebuild(description: Mapping[str, Any]) -> nn.Module:
+    source = description["source"]
     if source is None:
         raise CheckpointError(
-            "the checkpoint does not say how its source is built", fix="pass it: load(dir, source=model)"
+            "the checkpoint does not say how its source is built, and it holds no graph of it",
+            where=description.get("remark"),
+            fix="pass it: load(dir, source=model)",
         )
     from dyncompile import zoo
 
@@ -167,40 +233,47 @@ def _rebuild(source: str | None) -> nn.Module:
 def _replay(description: Mapping[str, Any], model: nn.Module) -> Program:
     try:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        named = {name: _example(value, device) for name, value in description["inputs"].items()}
-        passes = [parse_spec(str(spec)) for spec in description["history"]]
-        return apply_passes(capture(model, (), named), passes)
+        program = capture(model, (), example_inputs(description["inputs"], device))
+        return _with_passes(program, description)
     except DyncompileError as error:
         raise CheckpointError(
             f"the checkpoint's passes cannot be replayed on this source: {error}"
         ) from error
 
 
-def _example(described: Any, device: torch.device) -> Any:
-    """A value of the recorded form; only shapes and dtypes matter to capture."""
+def _with_passes(program: Program, description: Mapping[str, Any]) -> Program:
+    return apply_passes(program, [parse_spec(str(spec)) for spec in description["history"]])
+
+
+def _from_graph(folder: Path, description: Mapping[str, Any]) -> DynamicModel:
+    """The model of the stored graph. Raises CheckpointError."""
+    path = current(folder, description["graph"])
     try:
-        ((kind, content),) = described.items()
-        if kind == "dict":
-            return {str(key): _example(entry, device) for key, entry in content.items()}
-        if kind in ("list", "tuple"):
-            entries = [_example(entry, device) for entry in content]
-            return entries if kind == "list" else tuple(entries)
-        if kind == "tensor":
-            return _example_tensor(content["shape"], content["dtype"], device)
-        if kind == "constant" and isinstance(content, _CONSTANTS):
-            return content
-    except (AttributeError, KeyError, TypeError, ValueError):
-        pass
-    raise CheckpointError(f"the checkpoint's description of inputs is damaged: {str(described)[:80]}")
+        network: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    tensors = _source_tensors(folder, description)
+    try:
+        return DynamicModel(
+            _with_passes(restore_network(network, description["inputs"], tensors), description)
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # analysis and passes may fail in any way on a graph that nothing captured
+        raise CheckpointError(
+            f"the checkpoint's passes cannot be replayed on its stored graph: {error}",
+            where=str(path),
+            fix="give the source: load(dir, source=model)",
+        ) from None
 
 
-def _example_tensor(shape: list[Any], dtype: str, device: torch.device) -> Tensor:
-    """Zeros that take no memory, whatever the file says about their size. Raises ValueError."""
-    kind = getattr(torch, dtype, None)
-    sizes = [2 if n is None else n for n in shape]
-    if not isinstance(kind, torch.dtype) or not all(type(n) is int and 0 <= n < 1 << 20 for n in sizes):
-        raise ValueError(f"{shape} of {dtype!r}")
-    return torch.zeros(1, dtype=kind, device=device).expand(sizes)
+def _source_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    with open_weights(current(folder, description["weights"])) as file:
+        tensors = {name: file.get(name) for name in file.shapes if not _is_added(name)}
+    if description["constants"] is not None:
+        with open_weights(current(folder, description["constants"])) as file:
+            tensors.update({name: file.get(name) for name in file.shapes})
+    return tensors
 
 
 # -- weights ----------------------------------------------------------------------------------------
@@ -208,34 +281,15 @@ def _example_tensor(shape: list[Any], dtype: str, device: torch.device) -> Tenso
 
 def encode_weights(dyn: DynamicModel) -> bytes:
     """All persistent state as a safetensors file; tied tensors are in it once."""
-    return encode_tensors({name: t.detach().cpu().contiguous() for name, t in _distinct(dyn)[0].items()})
+    return encode_tensors(_plain(_distinct(dyn)[0]))
 
 
 def load_weights(dyn: DynamicModel, path: Path) -> None:
-    """Load a weights file that `save` wrote; raises CheckpointError with every key that does not fit."""
+    """Load weights that `save` wrote, a file or an index; raises CheckpointError with every misfit."""
     tensors, ties = _distinct(dyn)
-    wanted = {name: list(value.shape) for name, value in tensors.items()}
-    try:
-        with open_tensors(path) as file:
-            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            problems = compare_keys(wanted, found)
-            if problems:
-                raise CheckpointError.of_all(f"{path} does not fit the model", problems)
-            loaded = {name: file.get_tensor(name) for name in wanted}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+    with open_weights(path) as file:
+        problems = compare_keys({name: list(t.shape) for name, t in tensors.items()}, file.shapes)
+        if problems:
+            raise CheckpointError.of_all(f"{path} does not fit the model", problems)
+        loaded = {name: file.get(name) for name in tensors}
     dyn.load_state_dict({**loaded, **{alias: loaded[name] for alias, name in ties.items()}}, strict=True)
-
-
-def compare_keys(wanted: Mapping[str, list[int]], found: Mapping[str, list[int]]) -> list[str]:
-    """Every missing, unexpected or misshapen key, in words."""
-    problems = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
-    problems += [f"unexpected: {name} {shape}" for name, shape in found.items() if name not in wanted]
-    problems += [
-        f"shape of {name}: {found[name]} in the file, {shape} in the model"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    return problems

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 ASIDE = ".aside."
 """Prefix of what is being written or deleted; after a crash it may stay behind and is worth nothing."""
+NEXT = ".next"
+"""A complete set of files that is being moved into the directory that it lies in; see `replace_files`."""
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -23,6 +26,49 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def replace_files(directory: Path, fill: Callable[[Path], object]) -> None:
+    """Replace several files of a directory at once; its other files stay.
+
+    `fill` writes them to a directory aside, which is then renamed to `NEXT`: from that moment on they are
+    what `current` finds. Moving them to their places follows and may be interrupted anywhere: whoever writes
+    there next goes on with it.
+
+    Args:
+        directory: is created if missing. One process writes there at a time.
+        fill: writes files into the directory that it is given; flushing them is done here.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    finish_replacing(directory)
+    for stale in directory.glob(f"{ASIDE}{NEXT}.*"):
+        shutil.rmtree(stale)
+    aside = aside_directory(directory / NEXT)
+    try:
+        fill(aside)
+        for path in aside.iterdir():
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    publish_directory(aside, directory / NEXT)
+    finish_replacing(directory)
+
+
+def finish_replacing(directory: Path) -> None:
+    """Go on with a replacement that is under way, if there is one."""
+    coming = directory / NEXT
+    if coming.is_dir():
+        for path in sorted(coming.iterdir()):
+            os.replace(path, directory / path.name)
+        flush_directory(directory)
+        coming.rmdir()
+
+
+def current(directory: Path, name: str) -> Path:
+    """Where a file of `directory` lies, also while its replacement is under way."""
+    coming = directory / NEXT / name
+    return coming if coming.exists() else directory / name
 
 
 def aside_directory(path: Path) -> Path:
@@ -64,6 +110,11 @@ def flush_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _aside(path: Path) -> Path:

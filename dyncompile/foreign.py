@@ -1,4 +1,4 @@
-"""Foreign checkpoints: a plain state_dict in ``.pt``, ``.pth`` or ``.safetensors``.
+"""Foreign checkpoints: a state_dict in ``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.safetensors``, or a folder.
 
 Nothing in a file is run: pickles are read with ``weights_only=True``, always. A file that needs more than
 tensors and plain containers is refused, and what it would have called is named.
@@ -10,19 +10,36 @@ import difflib
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dyncompile.errors import CheckpointError
+from dyncompile.weights import INDEX_SUFFIX, open_weights, weight_map
 
-WRAPPERS = ("state_dict", "model", "model_state_dict")
+WRAPPERS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "ema",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "net",
+    "params",
+)
 """Entries under which training scripts store the state_dict."""
+FOLDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""What holds the weights in a folder of Hugging Face's, the first that is there."""
 PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
 _LISTED = 10
@@ -31,23 +48,43 @@ _COUNTER = "num_batches_tracked"
 """Batch norms of old checkpoints lack this buffer; torch too loads them without it."""
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike[str], entry: str | None = None) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, without a wrapper's entry and without a wrapper's prefix.
+
+    Args:
+        path: a file, an index of shards, or a folder that holds one of `FOLDER`.
+        entry: which of several state dicts in the file, e.g. ``"ema"``.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another kind, holds more than tensors, or would call
             something to be read (which is not called).
     """
-    file = Path(path)
+    file = _inside(Path(path))
+    if not file.is_file():
+        raise CheckpointError("there is no such file", where=str(file))
+    if file.name.endswith(INDEX_SUFFIX):
+        return _unprefixed(_tensors(_read_index(file), file))
     if file.suffix not in _READERS:
         raise CheckpointError(
             f"{file.name} is no file of weights that can be read here",
             where=str(file),
-            fix=f"give a state_dict in one of: {', '.join(_READERS)}",
+            fix=f"give a state_dict in one of: {', '.join(_READERS)}, or a folder with {FOLDER[0]}",
         )
-    if not file.is_file():
-        raise CheckpointError("there is no such file", where=str(file))
-    return _unprefixed(_tensors(_unwrapped(_READERS[file.suffix](file), file), file))
+    return _unprefixed(_tensors(_unwrapped(_READERS[file.suffix](file), file, entry), file))
+
+
+def _inside(path: Path) -> Path:
+    """The file itself, or what holds the weights in a folder."""
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in FOLDER if (path / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            "the folder holds no weights under a name of Hugging Face's",
+            where=str(path),
+            fix=f"give the file itself, or a folder with one of: {', '.join(FOLDER)}",
+        )
+    return found
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -59,7 +96,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         CheckpointError: names, shapes or kinds of numbers differ; all are named, with the nearest names.
     """
     wanted = cast(dict[str, Tensor], model.state_dict(keep_vars=True))
-    given = _with_ties(wanted, state)
+    given = _with_ties(wanted, _within(wanted, state))
     missing = [name for name in wanted if name not in given and not name.endswith(f".{_COUNTER}")]
     extra = [name for name in given if name not in wanted]
     problems = [
@@ -79,13 +116,25 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             problems,
             fix="name the architecture that it was saved from, or rename its entries",
         )
-    model.load_state_dict(given, strict=False)
+    try:
+        model.load_state_dict(given, strict=False)
+    except (RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"the values cannot be copied into the model: {error}") from None
+
+
+def _within(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`state` without the attribute that a wrapping module (Lightning's ``self.net``) puts before all."""
+    firsts = {name.partition(".")[0] for name in state}
+    bare = {name.partition(".")[2]: value for name, value in state.items()}
+    fits = any(name in wanted for name in state)
+    return bare if len(firsts) == 1 and not fits and any(name in wanted for name in bare) else state
 
 
 # -- reading ----------------------------------------------------------------------------------------
 
 
 def _read_pickle(file: Path) -> Any:
+    _check_archive(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -96,6 +145,22 @@ def _read_pickle(file: Path) -> Any:
             where=str(file),
             fix="where you trust the file, save model.state_dict() of it and give that",
         ) from None
+
+
+def _check_archive(file: Path) -> None:
+    """Torch stores tensors as they are: a compressed archive is not torch's, and may unfold to any size."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the older format, or damage that the reader will name
+    unfolded = sum(entry.file_size for entry in entries)
+    if unfolded > file.stat().st_size or any(entry.compress_type for entry in entries):
+        raise CheckpointError(
+            f"the file is a compressed archive of {unfolded:,} bytes, which torch.save does not write",
+            where=str(file),
+            fix="load it where you trust it, and torch.save model.state_dict() again",
+        )
 
 
 def _cause(error: Exception) -> str:
@@ -111,30 +176,61 @@ def _cause(error: Exception) -> str:
 
 def _read_safetensors(file: Path) -> Any:
     try:
-        return cast(Any, safetensors.torch).load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"the file cannot be read as safetensors: {error}", where=str(file)) from None
+        with open_weights(file) as opened:
+            return {name: opened.get(name) for name in opened.shapes}
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the file cannot be read as safetensors: {error.problem}", where=str(file)
+        ) from None
+
+
+def _read_index(file: Path) -> dict[Any, Any]:
+    """The tensors of all shards; shards lie beside their index."""
+    if file.name.endswith(f".safetensors{INDEX_SUFFIX}"):
+        return _read_safetensors(file)
+    found: dict[Any, Any] = {}
+    for name in sorted(set(weight_map(file).values())):
+        if Path(name).name != name or Path(name).suffix not in (".bin", ".pt", ".pth"):
+            raise CheckpointError(f"the index names {name!r}, which is no shard beside it", where=str(file))
+        if not file.with_name(name).is_file():
+            raise CheckpointError(f"the shard {name} is missing", where=str(file))
+        found.update(_unwrapped(_read_pickle(file.with_name(name)), file, None))
+    return found
 
 
 _READERS: Mapping[str, Callable[[Path], Any]] = {
     ".pt": _read_pickle,
     ".pth": _read_pickle,
+    ".bin": _read_pickle,
+    ".ckpt": _read_pickle,
     ".safetensors": _read_safetensors,
 }
 
 
-def _unwrapped(found: Any, file: Path) -> dict[Any, Any]:
+def _unwrapped(found: Any, file: Path, entry: str | None) -> dict[Any, Any]:
     if not isinstance(found, Mapping):
         raise CheckpointError(f"the file holds a {type(found).__name__}, not a state_dict", where=str(file))
     entries = dict(cast(Mapping[Any, Any], found))
     inside = [name for name in WRAPPERS if isinstance(entries.get(name), Mapping)]
+    if entry is not None:
+        inside = [name for name, value in entries.items() if name == entry and isinstance(value, Mapping)]
+        if not inside:
+            raise CheckpointError(
+                f"the file has no state_dict under {entry!r}",
+                where=str(file),
+                fix=f"it holds: {_few(entries)}",
+            )
     if len(inside) > 1:
         raise CheckpointError(
             f"the file holds several state_dicts: {', '.join(inside)}",
             where=str(file),
-            fix="save the one you mean",
+            fix="say which one you mean: --entry NAME, or read_state_dict(path, entry=NAME)",
         )
     return dict(entries[inside[0]]) if inside else entries
+
+
+def _few(entries: Mapping[Any, Any]) -> str:
+    return ", ".join([str(name) for name in entries][:_LISTED])
 
 
 def _tensors(entries: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
@@ -153,7 +249,9 @@ def _tensors(entries: Mapping[Any, Any], file: Path) -> dict[str, Tensor]:
 
 
 def _is_entry(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    return value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
 def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:

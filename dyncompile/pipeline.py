@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
@@ -86,6 +86,8 @@ def apply_passes(program: Program, passes: Sequence[Pass]) -> Program:
 
     Where that has several sizes of an input, a pass is applied to each of them.
     """
+    if not program.history:
+        program = replace(program, origin=program.graphs)
     for one in passes:
         edit = partial(_applied, one)
         program = edit(program) if program.variants is None else edited(program, edit)

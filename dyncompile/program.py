@@ -215,6 +215,7 @@ class Program:
         notes: remarks of capture and passes for `explain`.
         source: the captured module with its tensors on the meta device, to capture it again at other sizes.
         variants: the same network at other sizes of an input.
+        origin: the graphs as they were captured, before any pass; empty before the first one.
     """
 
     graphs: Mapping[Mode, fx.Graph]
@@ -228,6 +229,7 @@ class Program:
     notes: tuple[str, ...] = ()
     source: nn.Module | None = None
     variants: Variants | None = None
+    origin: Mapping[Mode, fx.Graph] = field(default_factory=dict[Mode, fx.Graph])
 
     def listing(self, mode: Mode = "eval") -> str:
         """The graphs of one mode as text, one node per line, independent of object identities."""

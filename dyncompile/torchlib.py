@@ -34,10 +34,16 @@ def draws_random_numbers(target: Any) -> bool:
     return is_operator(target) and torch.Tag.nondeterministic_seeded in target.tags
 
 
+def has_kernel(target: Any) -> bool:
+    """Whether an operator is one of the dispatcher's: TorchScript has more by the same names."""
+    known = torch._C._dispatch_has_kernel  # pyright: ignore
+    return bool(known(target.name()))
+
+
 def is_composite(target: Any) -> bool:
     """Whether an operator is defined by other operators (CompositeImplicitAutograd)."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key  # pyright: ignore
-    return is_operator(target) and has_kernel(target.name(), "CompositeImplicitAutograd")
+    dispatched = torch._C._dispatch_has_kernel_for_dispatch_key  # pyright: ignore
+    return is_operator(target) and dispatched(target.name(), "CompositeImplicitAutograd")
 
 
 def map_nodes(value: Any, function: Callable[[fx.Node], Any]) -> Any:
@@ -144,6 +150,12 @@ def seeded(seed: int) -> Generator[None]:
 def encode_tensors(tensors: dict[str, Tensor]) -> bytes:
     """Tensors in the safetensors format."""
     return cast(Any, safetensors.torch).save(tensors)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Tensors to a safetensors file, without a copy of all of them in memory."""
+    path.touch()  # or nobody else may read what safetensors creates
+    cast(Any, safetensors.torch).save_file(tensors, path)
 
 
 def open_tensors(path: Path) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import dyncompile as dc
-from dyncompile import checkpoint
-from dyncompile.checkpoint import PROGRAM, WEIGHTS
+from dyncompile.checkpoint import GRAPH, PROGRAM, WEIGHTS
 from tests import handmade
 from tests.support import ALL, FINE, Make, same, snapshot, subject
 
@@ -160,28 +161,42 @@ def test_other_files_stay_and_saving_again_replaces(folder: Path) -> None:
     (folder / "sub").mkdir()
     dyn = trained(handmade.plain_cnn, f"dsnet({FINE}, per=dim)")
     dc.save(dyn, folder)
-    assert sorted(path.name for path in folder.iterdir()) == [WEIGHTS, "notes.txt", PROGRAM, "sub"]
+    assert sorted(path.name for path in folder.iterdir()) == [GRAPH, WEIGHTS, "notes.txt", PROGRAM, "sub"]
     assert same(snapshot(dyn), snapshot(dc.load(folder, source=handmade.plain_cnn()[0])))
 
 
-@pytest.mark.parametrize("victim", [WEIGHTS, PROGRAM])
-def test_a_failed_write_leaves_the_old_file(
-    folder: Path, victim: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", range(14))
+def test_a_failure_anywhere_leaves_the_old_or_the_new(
+    folder: Path, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    rename = checkpoint.os.replace
+    """Whatever step of writing fails is the last one, as if the process had been killed there."""
+    old, new = trained(handmade.plain_cnn), trained(handmade.plain_cnn, f"dsnet({FINE}, per=dim)")
+    dc.save(old, folder)
+    steps = [0]
 
-    def fails(source: Path, target: Path) -> None:
-        if Path(target).name == victim:
-            raise OSError("no space left on device")
-        rename(source, target)
+    def dying(step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **named: Any) -> Any:
+            steps[0] += 1
+            if steps[0] > call:
+                raise Killed
+            return step(*given, **named)
 
-    monkeypatch.setattr(checkpoint.os, "replace", fails)
-    with pytest.raises(OSError, match="no space left"):
-        dc.save(trained(handmade.plain_cnn, f"dsnet({FINE}, per=dim)"), folder)
-    after = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert after.keys() == before.keys()
-    assert after[victim] == before[victim]
+        return run
+
+    for name in ("replace", "rename", "fsync", "unlink", "rmdir"):
+        monkeypatch.setattr(os, name, dying(getattr(os, name)))
+    with contextlib.suppress(Killed):
+        dc.save(new, folder, shard_size=1500)
+    monkeypatch.undo()
+    loaded = dc.load(folder, source=handmade.plain_cnn()[0])
+    assert any(same(snapshot(loaded), snapshot(one)) for one in (old, new) if one.history == loaded.history)
+    dc.save(new, folder)
+    assert sorted(path.name for path in folder.iterdir()) == [GRAPH, WEIGHTS, PROGRAM]
+    assert same(snapshot(dc.load(folder)), snapshot(new))
+
+
+class Killed(BaseException):
+    """The end of a process, as far as a test can play it."""
 
 
 def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
@@ -259,7 +274,8 @@ def test_a_source_that_does_not_take_the_inputs(folder: Path) -> None:
     refused(folder, "cannot be replayed on this source", source=handmade.two_inputs()[0])
 
 
-def test_a_model_without_a_named_source_asks_for_it(folder: Path) -> None:
+def test_a_model_without_a_named_source_or_a_graph_asks_for_it(folder: Path) -> None:
+    edit(folder, lambda d: d.update(graph=None))
     with pytest.raises(dc.CheckpointError, match="does not say how its source is built"):
         dc.load(folder)
 
@@ -268,7 +284,7 @@ def test_a_model_without_a_named_source_asks_for_it(folder: Path) -> None:
     ("change", "text"),
     [
         (lambda d: d.update(format="other"), "does not describe a dyncompile model"),
-        (lambda d: d.update(version=99), "has format version 99, this release reads up to 1"),
+        (lambda d: d.update(version=99), "has format version 99, this release reads up to 2"),
         (lambda d: d.update(version="1"), "has format version '1'"),
         (lambda d: d.pop("history"), "lacks or garbles entries (1):\n  - history"),
         (lambda d: d.update(history={}, fingerprint=7), "lacks or garbles entries (2)"),
@@ -301,7 +317,7 @@ def test_descriptions_that_are_no_description(folder: Path, text: str) -> None:
     "source", ["os:system", "tests.handmade:plain_cnn", "subprocess:run", "builtins:exec"]
 )
 def test_files_do_not_choose_code_to_run(folder: Path, source: str) -> None:
-    edit(folder, lambda d: d.update(source=source))
+    edit(folder, lambda d: d.update(source=source, graph=None))
     with pytest.raises(dc.CheckpointError, match="files may not choose code to run"):
         dc.load(folder)
 

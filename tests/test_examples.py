@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +22,40 @@ def test_train_gates(capsys: pytest.CaptureFixture[str]) -> None:
         importlib.import_module("examples.train_gates").main(epochs=1)
     printed = capsys.readouterr().out
     assert [line.split(":")[0].strip() for line in printed.splitlines() if "MACs" in line][-1] == "learned"
+
+
+def test_home_made(capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("examples.home_made").main()
+    assert "reduced bit for bit: True" in capsys.readouterr().out
+
+
+def test_timm_model(capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("examples.timm_model").main()
+    printed = capsys.readouterr().out
+    assert "equal at full: True" in printed
+    assert "of the MACs" in printed
+
+
+def test_torchvision_model(capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("examples.torchvision_model").main()
+    printed = capsys.readouterr().out
+    assert printed.count("agrees: True") == 4
+
+
+def test_huggingface_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert importlib.import_module("examples.huggingface_trainer").main(steps=30) < 0.69
+    assert "at the smallest width" in capsys.readouterr().out
+
+
+def test_segmentation(capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module("examples.segmentation").main()
+    printed = capsys.readouterr().out
+    assert "equal at full: True" in printed
+    assert "[2, 3, 64, 64]" in printed
+
+
+def test_examples_are_short() -> None:
+    """Under 60 lines each."""
+    folder = Path(__file__).resolve().parent.parent / "examples"
+    long = [path.name for path in folder.glob("*.py") if len(path.read_text().splitlines()) >= 60]
+    assert long == []

@@ -44,7 +44,16 @@ def test_example_is_short() -> None:
 def test_commands_exist_and_their_specs_parse() -> None:
     lines = [line.split() for block in blocks("console") for line in block.splitlines() if line]
     commands = [line for line in lines if line[0] == "dyncompile"]
-    assert {line[1] for line in commands} == {"demo", "explain", "verify", "convert"}
+    assert {line[1] for line in commands} == {
+        "demo",
+        "explain",
+        "verify",
+        "convert",
+        "train",
+        "eval",
+        "report",
+        "export",
+    }
     for line in commands:
         assert CliRunner().invoke(app, [line[1], "--help"]).exit_code == 0
         for option, value in itertools.pairwise(line):

@@ -1,5 +1,10 @@
-"""The command line: ``dyncompile explain | verify | convert | demo``."""
+"""The command line: ``dyncompile COMMAND``, see ``dyncompile --help``.
 
-from dyncompile.cli.commands import app
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a model breaks its contract,
+2 something that the user gave cannot be used. Anything else is a bug and shows its traceback.
+"""
 
-__all__ = ["app"]
+from dyncompile.cli import commands, deployment, results, training
+from dyncompile.cli.app import app
+
+__all__ = ["app", "commands", "deployment", "results", "training"]

@@ -1,8 +1,4 @@
-"""The commands: read arguments, call the library, show what it returns.
-
-Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a model breaks its contract,
-2 something that the user gave cannot be used. Anything else is a bug and shows its traceback.
-"""
+"""Commands that make models: read arguments, call the library, show what it returns."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-import dyncompile
+from dyncompile.cli.app import METHODS, AsJson, Method, Model, app, examples
 from dyncompile.cli.convert import convert_checkpoint
 from dyncompile.cli.models import Loaded, load_model, make_dynamic
 from dyncompile.cli.output import busy, create_folder, errors_as_panels, out, progress, say, show
@@ -25,57 +21,7 @@ from dyncompile.report.console import to_console
 from dyncompile.spec import parse_specs
 from dyncompile.verify import verify as check_contract
 
-
-def _examples(*lines: str) -> str:
-    """Examples under a command's help; the blank lines keep each on its own line."""
-    return "\n\n".join(("Examples:", *(f"  {line}" for line in lines)))
-
-
-app = typer.Typer(
-    name="dyncompile",
-    help="Turn a static PyTorch network into a dynamic one that spends less work on easy inputs.",
-    epilog=_examples("dyncompile demo", "dyncompile explain timm:resnet18", "dyncompile COMMAND --help"),
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="timm:NAME, torchvision:NAME, hf:CLASS_OR_FOLDER or package.module:function, then ?key=value",
-        show_default=False,
-    ),
-]
-Method = Annotated[
-    list[str],
-    typer.Option(
-        "--method",
-        "-m",
-        metavar="SPEC",
-        help='A method such as "dsnet(per=stage)"; repeat it to compose methods.',
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-_METHODS = ["dsnet"]
 _DEMO = DemoConfig()
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        say(f"dyncompile {dyncompile.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Read the options that belong to no command."""
 
 
 def _dynamic(model: str, method: list[str]) -> Loaded:
@@ -87,7 +33,7 @@ def _dynamic(model: str, method: list[str]) -> Loaded:
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "dyncompile explain timm:resnet18",
         'dyncompile explain torchvision:vit_b_16 --method "dsnet(per=stage)" --verbose',
         "dyncompile explain my_package.nets:small?width=32 --json",
@@ -95,7 +41,7 @@ def _dynamic(model: str, method: list[str]) -> Loaded:
 )
 def explain(
     model: Model,
-    method: Method = _METHODS,
+    method: Method = METHODS,
     as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every name, not patterns.")] = False,
 ) -> None:
@@ -110,12 +56,12 @@ def explain(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "dyncompile verify timm:resnet18",
         'dyncompile verify timm:mixer_s32_224 --method "dsnet(per=dim)" --json',
     )
 )
-def verify(model: Model, method: Method = _METHODS, as_json: AsJson = False) -> None:
+def verify(model: Model, method: Method = METHODS, as_json: AsJson = False) -> None:
     """Check the whole contract on a model: equal at full capacity, cost, specialization, replay and more."""
     with errors_as_panels(as_json=as_json):
         loaded = _dynamic(model, method)
@@ -128,16 +74,25 @@ def verify(model: Model, method: Method = _METHODS, as_json: AsJson = False) -> 
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "dyncompile convert resnet50.safetensors --arch timm:resnet50 -o resnet50-dynamic",
         'dyncompile convert a.pth --arch "timm:resnet18?num_classes=10" --method "dsnet(per=stage)" -o out',
+        "dyncompile convert folder-of-shards --arch hf:BertModel -o bert-dynamic",
     )
 )
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A plain state_dict: .pt, .pth or .safetensors.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="A state_dict: .pt, .pth, .bin, .ckpt or .safetensors, or a folder of Hugging Face's."
+        ),
+    ],
     arch: Annotated[str, typer.Option("--arch", metavar="MODEL", help="The model that it belongs to.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A new directory.")],
-    method: Method = _METHODS,
+    method: Method = METHODS,
+    entry: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of several state_dicts in the file, e.g. ema.")
+    ] = None,
 ) -> None:
     """Turn a checkpoint of a static model into one of a dynamic model.
 
@@ -145,12 +100,12 @@ def convert(
     anything is written; OUT may exist if it is empty or holds an earlier result.
     """
     with errors_as_panels():
-        done = convert_checkpoint(checkpoint, arch, method, output, busy)
+        done = convert_checkpoint(checkpoint, arch, method, output, busy, entry=entry)
         out.print(conversion_summary(done))
 
 
 @app.command(
-    epilog=_examples("dyncompile demo", "dyncompile demo --epochs 5 --slicing-epochs 3 --out results")
+    epilog=examples("dyncompile demo", "dyncompile demo --epochs 5 --slicing-epochs 3 --out results")
 )
 def demo(
     epochs: Annotated[

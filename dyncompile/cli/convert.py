@@ -10,9 +10,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dyncompile.checkpoint import FORMAT, PROGRAM, WEIGHTS, save
+from dyncompile.checkpoint import FORMAT, PROGRAM, is_ours, save
 from dyncompile.cli.models import Loaded, load_model, make_dynamic
 from dyncompile.errors import CheckpointError
+from dyncompile.files import ASIDE, NEXT, current
 from dyncompile.foreign import load_state, read_state_dict
 from dyncompile.spec import parse_specs
 from dyncompile.verify import Report, verify
@@ -32,7 +33,13 @@ class Conversion:
 
 
 def convert_checkpoint(
-    checkpoint: Path, arch: str, method: Sequence[str], folder: Path, busy: Busy
+    checkpoint: Path,
+    arch: str,
+    method: Sequence[str],
+    folder: Path,
+    busy: Busy,
+    *,
+    entry: str | None = None,
 ) -> Conversion:
     """Make a dynamic checkpoint in `folder` from a static model's; what is cheap to refuse is refused first.
 
@@ -44,7 +51,7 @@ def convert_checkpoint(
     passes = parse_specs(list(method), {})
     check_folder(folder)
     with busy(f"reading {checkpoint}"):
-        state = read_state_dict(checkpoint)
+        state = read_state_dict(checkpoint, entry)
     with busy(f"building {arch}"):
         source = load_model(arch)
         load_state(source.model, state)
@@ -64,8 +71,10 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError("the output exists and is no directory", where=str(folder), fix="name another")
     names = {path.name for path in folder.iterdir()}
-    if not names or (names <= {PROGRAM, WEIGHTS} and _is_ours(folder / PROGRAM)):
+    others = {name for name in names if not (is_ours(name) or name == NEXT or name.startswith(ASIDE))}
+    if not names or (not others and _is_ours(current(folder, PROGRAM))):
         return None
+    names = others or names
     raise CheckpointError(
         f"the output directory holds other files: {', '.join(sorted(names)[:5])}",
         where=str(folder),
@@ -87,15 +96,13 @@ def _is_ours(program: Path) -> bool:
 
 
 def write(loaded: Loaded, folder: Path) -> None:
-    """Write the checkpoint beside its place and move it there when it is complete."""
+    """Write the checkpoint; a new directory appears when it is complete, an old one changes at once."""
     try:
+        if folder.exists():
+            save(loaded.dyn, folder, source=loaded.source.name)
+            return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as aside:
-            staged = save(loaded.dyn, Path(aside) / folder.name, source=loaded.source.name)
-            if not folder.exists():
-                staged.rename(folder)
-                return
-            for name in (WEIGHTS, PROGRAM):
-                os.replace(staged / name, folder / name)
+            save(loaded.dyn, Path(aside) / folder.name, source=loaded.source.name).rename(folder)
     except OSError as error:
         raise CheckpointError(f"the result cannot be written: {error}", where=str(folder)) from None

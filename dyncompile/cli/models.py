@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dyncompile import zoo
+from dyncompile.checkpoint import load
 from dyncompile.pipeline import Pass, dynamize
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.zoo import Source
@@ -29,10 +31,20 @@ class Loaded:
         return example_of(self.source)
 
 
-def load_model(spec: str) -> Source:
-    """A model by name; the same random weights every time. The working directory may hold its module."""
+def find_modules_here() -> None:
+    """The working directory may hold the module that a specification names."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+
+
+def open_model(folder: Path, source: str | None) -> DynamicModel:
+    """A saved dynamic model, from its stored graph or from a named source. Raises CheckpointError."""
+    return load(folder, None if source is None else load_model(source).model)
+
+
+def load_model(spec: str) -> Source:
+    """A model by name; the same random weights every time. The working directory may hold its module."""
+    find_modules_here()
     torch.default_generator.manual_seed(0)
     return zoo.load(spec)
 

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dyncompile.checkpoint import read_description
 from dyncompile.cli.convert import Conversion
 from dyncompile.demo import DemoResult, WidthResult
 from dyncompile.latency import Ratio
@@ -38,8 +39,8 @@ def verify_table(report: Report) -> Table:
 def conversion_summary(done: Conversion) -> Group:
     """What was written and how to load it."""
     source = done.loaded.source.name
-    built = source.startswith(("timm:", "torchvision:", "hf:"))
-    load = f'dyncompile.load("{done.folder}"{"" if built else ", source=model"})'
+    alone = read_description(done.folder)["graph"] or source.startswith(("timm:", "torchvision:", "hf:"))
+    load = f'dyncompile.load("{done.folder}"{"" if alone else ", source=model"})'
     lines = (
         f"{done.tensors} tensors of {source} -> {done.folder}",
         f"passes: {' | '.join(done.loaded.dyn.history)}; all {len(done.report.checks)} invariants hold",

@@ -16,6 +16,7 @@ from dyncompile.cost import ByColumn, Macs, parameter_costs
 from dyncompile.errors import RouteError
 from dyncompile.exits import without_exits
 from dyncompile.gate import without_gates
+from dyncompile.hub import Pretrained
 from dyncompile.plan import Plan
 from dyncompile.policies import Full, Learned, Policy, route_of
 from dyncompile.program import MODES, POLICY, Choice, Domain, Mode, Program, Route
@@ -34,7 +35,7 @@ from dyncompile.state import GATES
 from dyncompile.variants import at, columns_of, copy_program
 
 
-class DynamicModel(nn.Module):
+class DynamicModel(Pretrained, nn.Module):
     """A network with decision points. At `Full` it equals the network that it was made from, bit for bit.
 
     It has the source's parameters and buffers under the source's names; what passes added lies under

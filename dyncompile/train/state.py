@@ -22,7 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dyncompile.checkpoint import WEIGHTS, encode_weights, load_weights, save
+from dyncompile.checkpoint import encode_weights, load_weights, read_description, save
 from dyncompile.errors import CheckpointError
 from dyncompile.files import replace_file
 from dyncompile.runtime.model import DynamicModel
@@ -140,7 +140,7 @@ def _check_plan(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any])
 
 def load_model(folder: Path, dyn: DynamicModel, *, averaged: bool = False) -> None:
     """The weights in a checkpoint, or their moving average. Raises CheckpointError."""
-    load_weights(dyn, folder / (AVERAGE if averaged else WEIGHTS))
+    load_weights(dyn, folder / (AVERAGE if averaged else read_description(folder)["weights"]))
 
 
 def load_optimizers(folder: Path, optimizers: Optimizers) -> None:

@@ -84,6 +84,12 @@ def _function(spec: ModelSpec, pretrained: bool, batch: int) -> Loaded:
     return model, example_inputs(model, batch) if given is None else as_inputs(given)
 
 
+def call_function(text: str) -> object:
+    """What the function of ``package.module:function?key=value`` returns. Raises SpecError."""
+    spec = ModelSpec.parse(text)
+    return _called(spec, _named(spec))
+
+
 def _called(spec: ModelSpec, function: Callable[..., object]) -> object:
     """Guards only the binding of arguments: an error inside the user's function keeps its traceback."""
     config = dict(spec.overrides)

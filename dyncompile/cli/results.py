@@ -1,0 +1,104 @@
+"""Commands that look at what lies on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dyncompile.checkpoint import is_ours, read_description
+from dyncompile.cli.app import AsJson, Deviation, Mean, Saved, SourceModel, app, examples
+from dyncompile.cli.data import load_data
+from dyncompile.cli.models import open_model
+from dyncompile.cli.output import busy, errors_as_panels, say
+from dyncompile.cli.training import TRAINING
+from dyncompile.files import current, replace_file
+from dyncompile.report.html import build_report
+from dyncompile.train.history import read_history
+from dyncompile.weights import open_weights
+
+
+@app.command(epilog=examples("dyncompile inspect OUT", "dyncompile inspect OUT --json"))
+def inspect(model: Saved, as_json: AsJson = False) -> None:
+    """Say what a saved model is, from its files alone: nothing is built, no weight is read."""
+    with errors_as_panels():
+        found = _inspected(model)
+        say(json.dumps(found, indent=2) if as_json else _told(found))
+
+
+def _inspected(folder: Path) -> dict[str, Any]:
+    description = read_description(folder)
+    with open_weights(current(folder, description["weights"])) as file:
+        shapes = dict(file.shapes)
+    sizes = {name: _count(shape) for name, shape in shapes.items()}
+    added = {name: n for name, n in sizes.items() if name.startswith("dyn.")}
+    return {
+        "format": description["version"],
+        "torch": description.get("torch"),
+        "source": description["source"],
+        "passes": description["history"],
+        "inputs": description["inputs"],
+        "fingerprint": description["fingerprint"],
+        "loads_without_source": description["graph"] is not None,
+        "remark": description.get("remark"),
+        "tensors": len(shapes),
+        "numbers": {"source": sum(sizes.values()) - sum(added.values()), "added": sum(added.values())},
+        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if is_ours(path.name)},
+    }
+
+
+def _count(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _told(found: dict[str, Any]) -> str:
+    source = found["source"] or "not recorded"
+    graph = "yes, from its graph" if found["loads_without_source"] else f"no: {found['remark']}"
+    return "\n".join(
+        [
+            f"format    {found['format']}, written with torch {found['torch']}",
+            f"source    {source}",
+            f"passes    {' | '.join(found['passes'])}",
+            f"inputs    {json.dumps(found['inputs'])}",
+            f"tensors   {found['tensors']}: {found['numbers']['source']:,} numbers of the source, "
+            f"{found['numbers']['added']:,} added",
+            f"loads without the source's code: {graph}",
+            *(f"{size:>12,}  {name}" for name, size in found["files"].items()),
+        ]
+    )
+
+
+@app.command(
+    epilog=examples("dyncompile report TRAINED", "dyncompile report TRAINED --data images/ -o report.html")
+)
+def report(
+    model: Saved,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="As for train: adds accuracy against MACs, and the use of choices."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="By default OUT/report.html.")
+    ] = None,
+    source: SourceModel = None,
+    mean: Mean = 0.5,
+    deviation: Deviation = 0.5,
+) -> None:
+    """Write one self-contained HTML page: decision points, costs, coverage, rejections, results."""
+    with errors_as_panels():
+        with busy(f"loading {model}"):
+            dyn = open_model(model, source)
+        sets = None if data is None else load_data(data, dyn, mean, deviation)
+        with busy("measuring, writing"):
+            chosen = None if sets is None else sets.validation if sets.validation is not None else sets.train
+            page = build_report(dyn, chosen, read_history(model / TRAINING, ""))
+            path = output or model / "report.html"
+            replace_file(path, page.encode())
+        say(f"written: {path}")

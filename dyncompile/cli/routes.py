@@ -1,0 +1,62 @@
+"""From the command line's words to a route."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+
+from dyncompile.errors import RouteError
+from dyncompile.program import Choice, Domain, Route
+from dyncompile.runtime.model import DynamicModel
+
+
+def parse_route(dyn: DynamicModel, words: Sequence[str], *, smallest: bool) -> Route:
+    """A route of one row from ``CHOICE=LABEL``, ``CHOICE=NUMBER`` or ``CHOICE=1,0,1`` (bits and gains).
+
+    Choices that no word names are at full capacity, or at their cheapest.
+
+    Raises:
+        RouteError: an unknown choice or label, or numbers outside the choice's domain.
+    """
+    rows = {name: one.smallest if smallest else one.full for name, one in dyn.choices.items()}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in dyn.choices or not equals:
+            near = difflib.get_close_matches(name, list(dyn.choices), 1)
+            fix = f"did you mean {near[0]!r}?" if near else f"choices are: {', '.join(dyn.choices)}"
+            raise RouteError(f"{word!r} is no CHOICE=LABEL of this model", fix=fix)
+        rows[name] = _row(dyn.choices[name], value)
+    return {name: dyn.choices[name].check(torch.tensor([row])) for name, row in rows.items()}
+
+
+def _row(choice: Choice, value: str) -> tuple[float, ...]:
+    if value in ("full", "smallest"):
+        return choice.full if value == "full" else choice.smallest
+    if choice.domain is Domain.ONE_HOT and value in choice.labels:
+        return choice.row(choice.labels.index(value))
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if choice.domain is Domain.ONE_HOT and len(numbers) == 1 and numbers[0] in range(choice.width):
+        return choice.row(int(numbers[0]))
+    if len(numbers) == choice.width:
+        return numbers
+    known = ", ".join(choice.labels) or f"{choice.width} numbers separated by commas"
+    raise RouteError(
+        f"choice {choice.name!r} has no column {value!r}", fix=f"give one of: full, smallest, {known}"
+    )
+
+
+def uniform_routes(dyn: DynamicModel) -> dict[str, Route]:
+    """Routes worth comparing, by label: every column of all one-hot choices together, and the cheapest."""
+    one_hot = [choice for choice in dyn.choices.values() if choice.domain is Domain.ONE_HOT]
+    routes: dict[str, Route] = {"smallest": parse_route(dyn, [], smallest=True)}
+    for column in range(max((choice.width for choice in one_hot), default=0)):
+        rows = {c.name: c.row(min(column, c.width - 1)) for c in one_hot}
+        labels = {c.labels[min(column, c.width - 1)] if c.labels else str(column) for c in one_hot}
+        full = {name: c.full for name, c in dyn.choices.items()} | rows
+        routes[" / ".join(sorted(labels))] = {name: torch.tensor([row]) for name, row in full.items()}
+    return routes

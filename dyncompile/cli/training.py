@@ -1,0 +1,186 @@
+"""Commands that train dynamic models and measure what they learned."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dyncompile.checkpoint import read_description, save
+from dyncompile.cli.app import AsJson, Batch, Data, Deviation, Mean, Saved, SourceModel, app, examples
+from dyncompile.cli.data import load_data
+from dyncompile.cli.models import open_model
+from dyncompile.cli.output import busy, create_folder, err, errors_as_panels, say
+from dyncompile.errors import InputError, SpecError
+from dyncompile.policies import Full, Learned, Policy, Smallest
+from dyncompile.report.evaluation import Evaluation, evaluate_policy
+from dyncompile.runtime.model import DynamicModel
+from dyncompile.train import History, Recipe, fit, recipes
+
+TRAINING = "training"
+"""Below a trained model's directory: checkpoints to resume from, and the history."""
+_POLICIES: dict[str, Policy] = {"learned": Learned(), "full": Full(), "smallest": Smallest()}
+
+
+@app.command(
+    epilog=examples(
+        "dyncompile train resnet50-dynamic --data images/ -o resnet50-trained",
+        "dyncompile train OUT --data my_package.data:digits --recipe dsnet --set target=0.4 -o TRAINED",
+        "dyncompile --config run.toml train OUT -o TRAINED",
+    )
+)
+def train(
+    model: Saved,
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="TRAINED", help="Where the result goes.")],
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A recipe; by default that of the model's method.")
+    ] = None,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; repeat it.")
+    ] = [],  # noqa: B006
+    batch_size: Batch = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read the data ahead.")] = 0,
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in TRAINED.")] = True,
+    source: SourceModel = None,
+    mean: Mean = 0.5,
+    deviation: Deviation = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Train a dynamic model by its method's recipe; killed and started again it goes on where it was."""
+    with errors_as_panels():
+        with busy(f"loading {model}"):
+            dyn = open_model(model, source).train()
+            description = read_description(model)
+        plan = make_recipe(recipe or default_recipe(dyn), settings)
+        sets = load_data(data, dyn, mean, deviation)
+        create_folder(output)
+        history = fit(
+            dyn,
+            plan,
+            sets.train,
+            sets.validation,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            directory=output / TRAINING,
+            resume=resume,
+            progress=err.is_terminal,
+        )
+        save(dyn.cpu().eval(), output, source=description["source"])
+        say(json.dumps(_summary(history, output), indent=2) if as_json else _told(history, output))
+
+
+@app.command(
+    name="eval",
+    epilog=examples(
+        "dyncompile eval TRAINED --data images/",
+        "dyncompile eval TRAINED --data my_package.data:digits --policy full --json",
+    ),
+)
+def evaluate(
+    model: Saved,
+    data: Data,
+    policy: Annotated[str, typer.Option(help="Who decides: learned, full or smallest.")] = "learned",
+    part: Annotated[str, typer.Option(help="Which part of the data: validation or train.")] = "validation",
+    batch_size: Batch = 64,
+    source: SourceModel = None,
+    mean: Mean = 0.5,
+    deviation: Deviation = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Measure accuracy, MACs and the use of every choice on labeled data."""
+    with errors_as_panels():
+        if policy not in _POLICIES or part not in ("validation", "train"):
+            raise SpecError(f"a policy is one of {', '.join(_POLICIES)}, a part validation or train")
+        dyn = open_model(model, source)
+        sets = load_data(data, dyn, mean, deviation)
+        chosen = sets.train if part == "train" or sets.validation is None else sets.validation
+        if chosen is None:
+            raise InputError("there is no data to evaluate on")
+        with busy("evaluating"):
+            found = evaluate_policy(dyn, chosen, _POLICIES[policy], batch_size=batch_size)
+        say(json.dumps(asdict(found), indent=2) if as_json else _measured(found))
+
+
+def default_recipe(dyn: DynamicModel) -> str:
+    """The recipe with the name of the model's method. Raises SpecError where there is none, or several."""
+    methods = list(dict.fromkeys(spec.partition("(")[0] for spec in dyn.history))
+    named = [method for method in methods if method in dir(recipes)]
+    if len(named) != 1:
+        raise SpecError(
+            f"the model was made by {', '.join(methods)}, which names no single recipe",
+            fix=f"choose: --recipe {' | '.join(dir(recipes))}",
+        )
+    return named[0]
+
+
+def make_recipe(name: str, settings: Sequence[str]) -> Recipe:
+    """A recipe from ``key=value`` words; values are Python literals, or text. Raises SpecError."""
+    known = dir(recipes)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        fix = f"did you mean {near[0]!r}?" if near else f"recipes are: {', '.join(known)}"
+        raise SpecError(f"there is no recipe {name!r}", fix=fix)
+    function = getattr(recipes, name)
+    values = dict(map(_setting, settings))
+    fields = inspect.signature(function).parameters
+    unknown = [key for key in values if key not in fields]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], list(fields), 1)
+        fix = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(fields)}"
+        raise SpecError(f"recipe {name!r} has no setting {', '.join(map(repr, unknown))}", fix=fix)
+    try:
+        return function(**values)
+    except TypeError as error:
+        raise SpecError(f"recipe {name!r}: {error}") from None
+
+
+def _setting(word: str) -> tuple[str, Any]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise SpecError(f"{word!r} is not KEY=VALUE", fix="for example --set target=0.4")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _summary(history: History, output: Path) -> dict[str, Any]:
+    last = dict(history.epochs[-1].validation) if history.epochs else dict[str, float]()
+    return {
+        "recipe": history.recipe,
+        "steps": len(history.steps),
+        "validation": last,
+        "calibration": history.calibration,
+        "output": str(output),
+    }
+
+
+def _told(history: History, output: Path) -> str:
+    last = dict(history.epochs[-1].validation) if history.epochs else dict[str, float]()
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
+    return (
+        f"{history.recipe}: {len(history.steps)} steps, {numbers or 'no validation data'}\nwritten: {output}"
+    )
+
+
+def _measured(found: Evaluation) -> str:
+    lines = [
+        f"samples   {found.samples}",
+        f"accuracy  {found.accuracy:.2%}",
+        f"MACs      {found.macs:.1%} of the source, decision nets included",
+    ]
+    lines += [
+        f"{name}: " + ", ".join(f"{label} {share:.1%}" for label, share in use.items())
+        for name, use in found.use.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,264 @@
+"""Every command from end to end: a `.pth` becomes a trained model, a static file and a report."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dyncompile as dc
+from dyncompile.cli.data import load_data
+from dyncompile.report.sections import percent
+from dyncompile.train.diagnostics import CollapseWarning
+from tests.test_cli import NET, failed, run
+from tests.tiny import conv_net
+
+SETS = "tests.cli_data:sets"
+SHORT = ("--set", "supernet_epochs=1", "--set", "gate_epochs=1", "--set", "target=0.8", "--batch-size", "16")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What convert writes."""
+    folder = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(5)
+    torch.save(conv_net()[0].state_dict(), folder / "net.pth")
+    done = run("convert", folder / "net.pth", "--arch", NET, "-m", "dsnet(divisor=1)", "-o", folder / "out")
+    assert done.exit_code == 0, done.output
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def trained(out: Path) -> Path:
+    """What train writes."""
+    target = out.with_name("trained")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        done = run("train", out, "--data", SETS, "-o", target, *SHORT, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["recipe"] == "dsnet"
+    assert found["steps"] == 6
+    return target
+
+
+def told(*words: str | Path) -> Any:
+    """What a command prints as JSON."""
+    done = run(*words, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+# -- train and eval ---------------------------------------------------------------------------------
+
+
+def test_training_moves_weights_and_can_be_resumed(out: Path, trained: Path) -> None:
+    before, after = dc.load(out), dc.load(trained)
+    assert after.history == before.history
+    assert not torch.equal(before.state_dict()["0.0.weight"], after.state_dict()["0.0.weight"])
+    written = (trained / "training" / "history.json").read_bytes()
+    again = run("train", out, "--data", SETS, "-o", trained, *SHORT)
+    assert again.exit_code == 0, again.output
+    assert (trained / "training" / "history.json").read_bytes() == written
+    assert torch.equal(dc.load(trained).state_dict()["0.0.weight"], after.state_dict()["0.0.weight"])
+
+
+def test_evaluation_is_what_the_model_does(trained: Path) -> None:
+    from tests.cli_data import sets
+
+    images, labels = sets()[1][:]
+    dyn = dc.load(trained)
+    with torch.no_grad():
+        output, route = dyn.run(images, policy=dc.Learned())
+    found = told("eval", trained, "--data", SETS)
+    assert found["samples"] == 16
+    assert found["accuracy"] == pytest.approx(float((output.argmax(1) == labels).float().mean()))
+    spent = (float(dyn.macs(route).mean()) + dyn.decision_macs) / dyn.static_macs
+    assert found["macs"] == pytest.approx(spent)
+    use = route["width"].mean(0)
+    assert list(found["use"]["width"].values()) == pytest.approx(use.tolist())
+    assert told("eval", trained, "--data", SETS, "--policy", "full")["macs"] == 1
+    assert "accuracy" in run("eval", trained, "--data", "tests.cli_data:alone").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        (
+            ["train", "OUT", "--data", SETS, "-o", "x", "--recipe", "dsnett"],
+            "SpecError",
+            "did you mean 'dsnet'",
+        ),
+        (
+            ["train", "OUT", "--data", SETS, "-o", "x", "--set", "targt=1"],
+            "SpecError",
+            "did you mean 'target'",
+        ),
+        (["train", "OUT", "--data", SETS, "-o", "x", "--set", "target"], "SpecError", "KEY=VALUE"),
+        (["train", "OUT", "--data", "nowhere", "-o", "x"], "SpecError", "neither a folder nor a function"),
+        (["eval", "OUT", "--data", SETS, "--policy", "best"], "SpecError", "learned"),
+        (["eval", "nowhere", "--data", SETS], "CheckpointError", "program.json is missing"),
+        (["specialize", "OUT", "-o", "x.pt2", "-r", "widht=0.5"], "RouteError", "did you mean 'width'"),
+        (["specialize", "OUT", "-o", "x.pt2", "-r", "width=0.6"], "RouteError", "smallest, 0.25, 0.5"),
+        (["export", "OUT", "-o", "x.txt"], "SpecError", "end it in .pt2 or .onnx"),
+        (["inspect", "nowhere"], "CheckpointError", "program.json is missing"),
+        (["report", "nowhere"], "CheckpointError", "program.json is missing"),
+        (["bench", "nowhere"], "CheckpointError", "program.json is missing"),
+    ],
+)
+def test_what_users_get_wrong(
+    words: list[str], kind: str, said: str, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in failed(run(*(str(out) if word == "OUT" else word for word in words)), 2, kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- specialize, export, bench ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["specialize", "export"])
+def test_a_route_becomes_a_file(command: str, trained: Path, tmp_path: Path) -> None:
+    found = told(command, trained, "--route", "width=0.5", "-o", tmp_path / "half.pt2")
+    dyn, x = dc.load(trained), torch.randn(5, 3, 8, 8)
+    route = dyn.route({"width": 1})
+    assert found["macs"] == float(dyn.macs(route)[0])
+    with torch.no_grad():
+        loaded = torch.export.load(tmp_path / "half.pt2").module()
+        assert torch.allclose(loaded(x), dyn.run(x, policy=dc.Forced(dyn.route(1, 5)))[0], atol=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["half.pt2"]
+
+
+def test_onnx_runs_in_onnx_runtime(trained: Path, tmp_path: Path) -> None:
+    assert told("export", trained, "--smallest", "-o", tmp_path / "narrow.onnx")["difference"] < 1e-5
+    session: Any = importlib.import_module("onnxruntime").InferenceSession(tmp_path / "narrow.onnx")
+    dyn, x = dc.load(trained), torch.randn(5, 3, 8, 8)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        expected, _ = dyn.run(x, policy=dc.Smallest())
+    assert torch.allclose(torch.as_tensor(found), expected, atol=1e-5)
+
+
+def test_bench_times_every_route_against_the_source(trained: Path) -> None:
+    rows = {row["name"]: row for row in told("bench", trained, "--pairs", "1", "--batch-size", "2")}
+    assert {"dynamic at full", "dynamic at smallest", "static 0.25", "static 1"} <= set(rows)
+    assert rows["dynamic at full"]["share"] == 1
+    assert rows["static 0.25"]["share"] < rows["static 0.5"]["share"] < 1
+    assert all(row["latency"]["wall"]["median"] > 0 for row in rows.values())
+    table = run("bench", trained, "--pairs", "1", "--source", NET).stdout
+    assert "time relative to the source" in table
+
+
+# -- report and inspect -----------------------------------------------------------------------------
+
+
+def test_report_is_one_page_without_links(trained: Path, tmp_path: Path) -> None:
+    done = run("report", trained, "--data", SETS, "-o", tmp_path / "r.html")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "r.html").read_text()
+    found = told("eval", trained, "--data", SETS)
+    assert f"<td>{percent(found['macs'])}</td><td>{percent(found['accuracy'])}</td>" in page
+    assert page.count("<circle") == 5
+    assert "Accuracy against MACs" in page
+    assert "supernet" in page
+    assert not re.search(r"href\s*=|https?://|<script", page)
+    pictures = re.findall(r"src='([^']*)'", page)
+    assert len(pictures) == 12
+    shown = [decoded(uri) for uri in pictures]
+    assert all(image.size == (8, 8) and image.mode == "RGB" for image in shown)
+    shares = [float(text) for text in re.findall(r"<small>([\d.]+) %<br>width", page)]
+    assert shares[:6] == sorted(shares[:6])
+    assert shares[6:] == sorted(shares[6:], reverse=True)
+    assert max(shares[:6]) <= min(shares[6:])
+    assert run("report", trained).exit_code == 0
+    assert "<circle" not in (trained / "report.html").read_text()
+
+
+def decoded(uri: str) -> Image.Image:
+    """The picture of a data URI; raises where it is none."""
+    image = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+    image.load()
+    return image
+
+
+def test_pictures_keep_their_pixels() -> None:
+    from dyncompile.report.samples import data_uri
+
+    image = torch.rand(3, 4, 5)
+    image[0, 0, 0], image[1, 2, 3] = 0, 1
+    pixels = torch.as_tensor(np.array(decoded(data_uri(image)))).permute(2, 0, 1)
+    assert torch.equal(pixels, (image * 255).byte())
+
+
+def test_inspect_reads_files_alone(trained: Path) -> None:
+    found = told("inspect", trained)
+    dyn = dc.load(trained)
+    assert found["passes"] == list(dyn.history)
+    assert found["loads_without_source"]
+    assert found["numbers"]["source"] == sum(t.numel() for t in dc.reduce_to_source(dyn).values())
+    assert sum(found["numbers"].values()) == sum(t.numel() for t in dyn.state_dict().values())
+    assert "loads without the source's code: yes" in run("inspect", trained).stdout
+
+
+# -- configuration, completion, images --------------------------------------------------------------
+
+
+def test_configuration_mirrors_the_flags(trained: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f'[eval]\ndata = "{SETS}"\npolicy = "full"\nbatch-size = 4\njson = true\n')
+    done = run("--config", config, "eval", trained)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["macs"] == 1
+    done = run("--config", config, "eval", trained, "--policy", "smallest")
+    assert json.loads(done.stdout)["macs"] < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[evl]\n", "did you mean 'eval'"),
+        ("[eval]\npolici = 1\n", "did you mean 'policy'"),
+        ("eval = 3\n", "no command"),
+        ("[eval\n", "cannot be read"),
+    ],
+)
+def test_bad_configurations(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    assert said in failed(run("--config", tmp_path / "run.toml", "eval", "x"), 2, "SpecError")
+
+
+def test_shells_can_complete() -> None:
+    done = run("--show-completion", "bash")
+    assert done.exit_code == 0, done.output
+    assert "_DYNCOMPILE_COMPLETE" in done.stdout.upper()
+
+
+def test_folders_of_images(out: Path, tmp_path: Path) -> None:
+    dyn = dc.load(out)
+    for label, color in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+        (tmp_path / label).mkdir()
+        for i in range(6):
+            Image.new("RGB", (20, 12), color).save(tmp_path / label / f"{i}.png")
+    sets = load_data(str(tmp_path), dyn)
+    assert (len(sets.train), len(sets.validation)) == (10, 2)
+    image, label = sets.train[9]
+    assert label == 1
+    assert torch.equal(image, torch.tensor([1.0, -1, -1])[:, None, None].expand(3, 8, 8))
+    assert told("eval", out, "--data", tmp_path)["samples"] == 2
+    (tmp_path / "red" / "0.png").write_bytes(b"no image")
+    message = failed(run("eval", out, "--data", tmp_path, "--part", "train"), 2, "InputError")
+    assert "cannot be read" in message or "samples" in message
+
+
+def test_a_folder_without_images(out: Path, tmp_path: Path) -> None:
+    assert "no image" in failed(run("eval", out, "--data", tmp_path), 2, "InputError")
