@@ -64,7 +64,7 @@ COMPOSED = [
     ["lcnet", f"dsnet({FINE}, embedding=True, per='stage', exclude='fc1|mlp|conv1')"],
     ["dsnet(divisor=1, minimum=1)", "lcnet"],
     ["exits(at=(0.5,))", "basisnet(overhead=100.0)", f"dsnet({FINE}, per='dim', exclude='previews')"],
-    ["dsnet(divisor=1, minimum=1)", "basisnet(overhead=100.0)", "lcnet(layers=False)", "exits"],
+    ["dsnet(divisor=1, minimum=1)", "basisnet(overhead=100.0)", "lcnet(channels=False)", "exits"],
     [
         f"dsnet({FINE}, embedding=True, exclude='fc1|conv1')",
         "lcnet(channels=False, bits=True)",
