@@ -162,7 +162,7 @@ ELSEWHERE = {
     "as_strided": "what some pools emit on other devices",
     "embedding": "needs ids: `tests.nets` and `tests.handmade` have them",
     "narrowed": "inserted by passes: composed passes are in `test_slicing`",
-    "picked": "as above",
+    "left", "synthesized", "basis_convolution", "basis_linear", "picked": "as above",
     "untyped": "as above",
     "weighted": "inserted by lcnet: `test_gating` has networks with it",
     "columns": "as above",
