@@ -162,11 +162,15 @@ ELSEWHERE = {
     "as_strided": "what some pools emit on other devices",
     "embedding": "needs ids: `tests.nets` and `tests.handmade` have them",
     "narrowed": "inserted by passes: composed passes are in `test_slicing`",
-    "left", "synthesized", "basis_convolution", "basis_linear", "picked": "as above",
+    "picked": "as above",
     "untyped": "as above",
     "weighted": "inserted by lcnet: `test_gating` has networks with it",
     "columns": "as above",
     "scaled": "as above",
+    "left": "inserted by exits: `test_exits` has networks with it",
+    "synthesized": "inserted by basisnet: `test_basis` has networks with it",
+    "basis_convolution": "as above",
+    "basis_linear": "as above",
 }
 
 
