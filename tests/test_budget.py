@@ -34,6 +34,9 @@ class Priced:
     gated = ("width",)
     static_macs, decision_macs = 1000.0, DECIDING
 
+    def spent(self, route: Mapping[str, Tensor]) -> Tensor:
+        return self.macs(route) + DECIDING
+
     def macs(self, route: Mapping[str, Tensor]) -> Tensor:
         return route["width"].double() @ COSTS
 

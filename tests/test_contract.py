@@ -75,7 +75,7 @@ COMPOSED = [
     ["dsnet(divisor=1, minimum=1)", "routing(candidates=('identity', 'lowrank'))"],
     ["lcnet(layers=False)", "routing(candidates=('identity', 'lowrank'))"],
     ["exits(at=(0.5,))", "basisnet(overhead=100.0)", f"dsnet({FINE}, per='dim', exclude='previews')"],
-    ["dsnet(divisor=1, minimum=1)", "basisnet(overhead=100.0)", "lcnet(layers=False)", "exits"],
+    ["dsnet(divisor=1, minimum=1)", "basisnet(overhead=100.0)", "lcnet(channels=False)", "exits"],
     [
         f"dsnet({FINE}, embedding=True, exclude='fc1|conv1')",
         "lcnet(channels=False, bits=True)",
@@ -117,7 +117,14 @@ WITHOUT_SCORES = (
 """What gives no row of class scores per sample, so that nobody can leave early."""
 
 
-NOTHING_TO_DO = {"exits": WITHOUT_SCORES, "routing": (handmade.dense.__name__,)}
+WITHOUT_LAYERS = tuple(name for name in THIRD_PARTY if "GPT2" in name)
+"""Transformers whose linear layers are `addmm`s: no weight of theirs is mixed."""
+
+NOTHING_TO_DO = {
+    "exits": WITHOUT_SCORES,
+    "basisnet": WITHOUT_LAYERS,
+    "routing": (handmade.dense.__name__,),
+}
 """Networks by method. Routing: all positions of `dense` are pooled on the way from one value to the next."""
 
 
@@ -140,6 +147,7 @@ def pairs() -> list[tuple[Make, str]]:
     return found + [
         (make, turn[i % len(turn)])
         for method, turn in DECIDING.items()
+        if turn
         for i, make in enumerate(able)
         if fits(method, make.__name__)
     ]

@@ -167,6 +167,10 @@ ELSEWHERE = {
     "weighted": "inserted by lcnet: `test_gating` has networks with it",
     "columns": "as above",
     "scaled": "as above",
+    "left": "inserted by exits: `test_exits` has networks with it",
+    "synthesized": "inserted by basisnet: `test_basis` has networks with it",
+    "basis_convolution": "as above",
+    "basis_linear": "as above",
 }
 
 

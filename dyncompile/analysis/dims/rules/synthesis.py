@@ -21,13 +21,13 @@ def synthesized(call: Call) -> TensorType:
 
 
 @rule("basis_conv2d")
-def convolution(call: Call) -> TensorType:
+def basis_convolution(call: Call) -> TensorType:
     """A convolution, with the type of any row's kernel."""
     return convolved(call, call.type("input"), call.type("weight")[1:])
 
 
 @rule("basis_linear")
-def linear(call: Call) -> TensorType:
+def basis_linear(call: Call) -> TensorType:
     """``x [B k, ..., I], weight [B, O, I] -> [B k, ..., O]``."""
     x, (_, rows, columns) = call.type("input"), call.type("weight")
     call.env.unify(x[-1], columns)
