@@ -96,7 +96,9 @@ def pairs() -> list[tuple[Make, str]]:
     turns = {method: CONFIGURATIONS.get(method, (method,)) for method in registry.methods()}
     found = [(make, turn[i % len(turn)]) for turn in turns.values() if turn for i, make in enumerate(FIXED)]
     able = [make for make in FIXED if make not in WITHOUT_PLACE]
-    return found + [(make, turn[i % len(turn)]) for turn in DECIDING.values() for i, make in enumerate(able)]
+    return found + [
+        (make, turn[i % len(turn)]) for turn in DECIDING.values() if turn for i, make in enumerate(able)
+    ]
 
 
 @pytest.mark.parametrize(
