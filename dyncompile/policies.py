@@ -165,13 +165,10 @@ class Learned:
     noise: bool = False
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
-        """Decisions of the logits [rows, width]; raises RouteError in domains that have no rule for them."""
+        """Decisions of the logits [rows, width]."""
         if logits is None:
             return Full().decide(choice, rows, logits)
-        rule = _LEARNED.get(choice.domain)
-        if rule is None:
-            raise RouteError(f"decisions in {choice.domain.value} cannot be learned: choice {choice.name!r}")
-        return rule(self, choice, logits.float())
+        return _LEARNED[choice.domain](self, choice, logits.float())
 
 
 def _learned_column(how: Learned, choice: Choice, logits: Tensor) -> Tensor:

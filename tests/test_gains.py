@@ -90,11 +90,6 @@ def test_noise_of_bits_is_logistic_and_only_there_on_request() -> None:
     torch.testing.assert_close(noisy.mean(0), torch.sigmoid(logits[0]), atol=0.015, rtol=0)
 
 
-def test_other_domains_cannot_be_learned_yet() -> None:
-    with pytest.raises(dc.RouteError, match=f"{Domain.EXIT.value} cannot be learned: choice 'c'"):
-        Learned().decide(switches("c", 2, Domain.EXIT), 1, torch.zeros(1, 2))
-
-
 def test_sampled_gains_are_off_half_of_the_time_and_else_a_half_to_one() -> None:
     state = torch.get_rng_state()
     rows = Sampled(3, per_sample=True).decide(GAINS, 10_000, None)

@@ -168,6 +168,7 @@ ELSEWHERE = {
     "columns": "as above",
     "scaled": "as above",
     "left": "inserted by exits: `test_exits` has networks with it",
+    "mixed": "inserted by routing: `test_routing` has networks with it",
     "synthesized": "inserted by basisnet: `test_basis` has networks with it",
     "basis_convolution": "as above",
     "basis_linear": "as above",

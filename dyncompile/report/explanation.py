@@ -220,6 +220,9 @@ def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site], skips: Seq
 
 def _decided(dyn: DynamicModel, choice: Choice) -> str:
     """Who decides a choice that no gate in the graphs decides."""
+    said = next((plan.deciders[choice.name] for plan in dyn.plans if choice.name in plan.deciders), None)
+    if said is not None:
+        return said
     variants = dyn.program.variants
     if variants is None or choice.name != variants.choice or choice.name not in dyn.gated:
         return "policy"
