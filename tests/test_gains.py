@@ -174,6 +174,9 @@ class Gated:
         on = (rows > 0).double() + (rows - rows.detach()).double()
         return 100 * on.sum(1)
 
+    def spent(self, route: Mapping[str, Tensor]) -> Tensor:
+        return self.macs(route) + self.decision_macs
+
 
 def moment(dyn: Gated, logits: Mapping[str, Tensor], **changed: Any) -> Moment:
     """A turn that decided by `logits`; `changed` replaces fields."""
