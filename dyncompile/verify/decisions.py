@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dyncompile.policies import Forced, Learned
-from dyncompile.program import SWITCHES
+from dyncompile.program import SWITCHES, WEIGHTS
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.state import GATES
 from dyncompile.verify.compare import (
@@ -81,11 +81,12 @@ def check_gradients(subject: Subject, seed: int) -> Check:
 
 def _open(dyn: DynamicModel) -> DynamicModel:
     """With all branches and channels on: a net inside a branch that is off gets no gradient, and need not."""
+    opened = (*SWITCHES, *WEIGHTS)
     with torch.no_grad():
-        for name in dyn.gated:
-            if dyn.choices[name].domain in SWITCHES:
-                dyn.get_parameter(f"{GATES}.{name}.head.weight").mul_(0.01)
-                dyn.get_parameter(f"{GATES}.{name}.head.bias").fill_(0.5)
+        for choice in (dyn.choices[name] for name in dyn.gated if dyn.choices[name].domain in opened):
+            bias = dyn.get_parameter(f"{GATES}.{choice.name}.head.bias")
+            dyn.get_parameter(f"{GATES}.{choice.name}.head.weight").mul_(0.01)
+            bias.copy_(torch.tensor(choice.full) / 2)
     return dyn
 
 
