@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,10 +103,14 @@ class ByColumn:
                 f"the route lacks the choices {[self._choice.name]}",
                 fix="use the route that dyn.run returned",
             )
-        rows = route[self._choice.name].double()
-        rest = {name: one for name, one in route.items() if name != self._choice.name}
-        costs = torch.stack([cost(rest).to(rows.device) for cost in self._costs], 1)
-        return (rows * costs).sum(1)
+        return by_column(self._choice, self._costs, route)
+
+
+def by_column(choice: Choice, costs: Sequence[Callable[[Route], Tensor]], route: Route) -> Tensor:
+    """``sum_k row[k] cost_k(rest of the route)``: float64 [B]."""
+    rows = route[choice.name].double()
+    rest = {name: one for name, one in route.items() if name != choice.name}
+    return (rows * torch.stack([cost(rest).to(rows.device) for cost in costs], 1)).sum(1)
 
 
 def _columns(choice: Choice, rows: Tensor) -> Tensor:

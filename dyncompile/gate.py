@@ -11,7 +11,6 @@ norm in a decision net: a batch of one sample is what it decides for in the end.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from dyncompile.analysis.points import Point
 from dyncompile.errors import SpecError
 from dyncompile.program import Choice, Domain, copy_graph
 from dyncompile.runtime import ops
+from dyncompile.seeds import generator_of
 from dyncompile.torchlib import fake_copy, nodes_in
 
 aten = torch.ops.aten
@@ -62,8 +62,7 @@ class Gate:
     def parameters(self, choice: Choice) -> dict[str, nn.Parameter]:
         """Initial parameters by layer; random ones depend on the choice's name alone."""
         features = self.point.shape[self.point.channels - 1] * math.prod(self.cells or (1,))
-        digest = hashlib.sha256(choice.name.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = generator_of(choice.name)
         bound = 1 / math.sqrt(features)
         head = {
             "head.weight": nn.Parameter(torch.zeros(choice.width, self.hidden or features)),

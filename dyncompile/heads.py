@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dyncompile.analysis.points import Point
+from dyncompile.seeds import seed_of
 
 Activation = Literal["softmax", "sigmoid", "free"]
 ACTIVATIONS = ("softmax", "sigmoid", "free")
@@ -19,10 +19,9 @@ ACTIVATIONS = ("softmax", "sigmoid", "free")
 @contextmanager
 def seeded(name: str) -> Generator[None]:
     """Random numbers inside depend on `name` alone; the global generators go on as before."""
-    digest = hashlib.sha256(name.encode()).digest()
     generators: Any = torch.random
     with generators.fork_rng(devices=[]):
-        generators.manual_seed(int.from_bytes(digest[:7], "big"))
+        generators.manual_seed(seed_of(name))
         yield
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.capture import capture
-from dyncompile.program import POLICY, Mode, Program
+from dyncompile.program import POLICY, Mode, Program, flat_inputs
 from dyncompile.state import CONSTANTS, STATE_PREFIX
 from dyncompile.torchlib import fake_copy, is_symbolic, items, map_nodes
 
@@ -108,8 +108,7 @@ def _example(value: Tensor, device: torch.device) -> Tensor:
 
 def tensor_inputs(graph: fx.Graph) -> list[fx.Node]:
     """The inputs of a graph that hold tensors, in order."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder" and node.target != POLICY]
-    return [node for node in inputs if isinstance(node.meta.get("val"), Tensor)]
+    return [node for node in flat_inputs(graph) if isinstance(node.meta.get("val"), Tensor)]
 
 
 Value = Mapping[Mode, fx.Node]

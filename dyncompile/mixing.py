@@ -14,7 +14,7 @@ from dyncompile.analysis.dims.algebra import BATCH
 from dyncompile.analysis.dims.call import Type, bind
 from dyncompile.analysis.flow import op_name
 from dyncompile.plan import Synthesized
-from dyncompile.resize import leading_symbol
+from dyncompile.resize import leading_symbol, narrowing
 from dyncompile.runtime import synthesis
 
 _FORMS = {
@@ -66,10 +66,12 @@ def _plain(node: fx.Node, name: str) -> bool:
     return all(_source(given[other]) != name for other in ("input", "bias"))
 
 
-def _source(node: object) -> str:
-    while isinstance(node, fx.Node) and op_name(node) in ("prefix", "take"):
-        node = node.args[0]
-    return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else ""
+def _source(value: object) -> str:
+    """The name of the state that a value is, narrowed or not; empty for anything else."""
+    if not isinstance(value, fx.Node):
+        return ""
+    whole = list(narrowing(value))[-1]
+    return str(whole.target) if whole.op == "get_attr" else ""
 
 
 def mix_weight(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from dyncompile.errors import RouteError
 from dyncompile.program import Choice, Domain, Route, Selection
+from dyncompile.seeds import generator_of
 
 
 @runtime_checkable
@@ -95,8 +95,7 @@ class Sampled:
         Rows of the simplex are one-hot or share their weight between two columns, evenly often; coefficients
         of a mixture come from [0, 1).
         """
-        digest = hashlib.sha256(f"{self.seed}:{choice.name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = generator_of(f"{self.seed}:{choice.name}")
         draw = _DRAWS.get(choice.domain, _random_bits)
         return draw(rows if self.per_sample else 1, choice.width, generator).expand(rows, -1)
 

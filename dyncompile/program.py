@@ -256,6 +256,11 @@ class Program:
         return digest.hexdigest()
 
 
+def flat_inputs(graph: fx.Graph) -> list[fx.Node]:
+    """The flat inputs of the source, without the policy."""
+    return [node for node in graph.nodes if node.op == "placeholder" and node.target != POLICY]
+
+
 def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy with the same node names and shared metadata values."""
     new = fx.Graph()

@@ -7,7 +7,7 @@ positions are a prefix a view is enough; elsewhere they are gathered.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -275,6 +275,15 @@ def _is_default(argument: Any, arguments: Mapping[str, Any]) -> bool:
 def _updates_statistics(node: fx.Node) -> bool:
     arguments = bind(node) if schema_of(node.target) is not None else {}
     return bool(arguments.get("training", arguments.get("use_input_stats", False)))
+
+
+def narrowing(value: fx.Node) -> Iterator[fx.Node]:
+    """A value and, one after the other, what it is a narrowed part of; the whole comes last."""
+    yield value
+    while value.target in (ops.prefix, ops.take):
+        assert isinstance(value.args[0], fx.Node)
+        value = value.args[0]
+        yield value
 
 
 def leading_symbol(node: fx.Node) -> Any:

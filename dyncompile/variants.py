@@ -105,16 +105,12 @@ def _copies(graphs: Mapping[Mode, fx.Graph]) -> dict[Mode, fx.Graph]:
     return {mode: copy_graph(graph) for mode, graph in graphs.items()}
 
 
-def inputs_of(graph: fx.Graph) -> list[fx.Node]:
-    """The policy and the flat inputs."""
-    return [node for node in graph.nodes if node.op == "placeholder"]
-
-
 def inputs_alone(graph: fx.Graph) -> fx.Graph:
     """A graph with the same inputs and nothing else."""
     new = fx.Graph()
-    for node in inputs_of(graph):
-        new.node_copy(node).meta = dict(node.meta)
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            new.node_copy(node).meta = dict(node.meta)
     return new
 
 

@@ -95,7 +95,7 @@ class Basis:
                 f"an activation is one of {', '.join(ACTIVATIONS)}, a confidence one of {', '.join(KINDS)}, "
                 f"got {self.activation!r} and {self.confidence!r}"
             )
-        self._names  # noqa: B018  (checks the patterns)
+        Names(self.include, self.exclude)
 
     @property
     def _names(self) -> Names:

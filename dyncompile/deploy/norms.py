@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from dyncompile.analysis.dims.call import bind
 from dyncompile.program import Program
+from dyncompile.resize import narrowing
 from dyncompile.runtime import ops
 from dyncompile.state import state_tensors
 from dyncompile.variants import copy_program
@@ -79,7 +80,7 @@ def _norms(graph: fx.Graph) -> Iterator[_Norm]:
 def _read(node: fx.Node, arguments: tuple[str, ...]) -> dict[str, str] | None:
     """State name by argument, for those that are given; None where one is not its own, plain or narrowed."""
     given = {name: value for name in arguments if isinstance(value := bind(node)[name], fx.Node)}
-    chains = {name: list(_chain(value)) for name, value in given.items()}
+    chains = {name: list(narrowing(value)) for name, value in given.items()}
     if any(chain[-1].op != "get_attr" or any(map(_is_shared, chain)) for chain in chains.values()):
         return None
     return {name: str(chain[-1].target) for name, chain in chains.items()}
@@ -88,14 +89,6 @@ def _read(node: fx.Node, arguments: tuple[str, ...]) -> dict[str, str] | None:
 def _is_shared(node: fx.Node) -> bool:
     """Whether several calls read its values; positions ask for no more than the device."""
     return sum(user.target is not ops.positions for user in node.users) > 1
-
-
-def _chain(value: fx.Node) -> Iterator[fx.Node]:
-    """A value and what it narrows."""
-    yield value
-    while value.target in (ops.prefix, ops.take):
-        value = cast(fx.Node, value.args[0])
-        yield value
 
 
 @torch.no_grad()

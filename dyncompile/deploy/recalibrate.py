@@ -32,7 +32,7 @@ from dyncompile.errors import InputError, SpecError
 from dyncompile.gate import without_gates
 from dyncompile.policies import Learned
 from dyncompile.processes import total
-from dyncompile.program import POLICY, SWITCHES, WEIGHTS, Decision, copy_graph
+from dyncompile.program import SWITCHES, WEIGHTS, Decision, copy_graph, flat_inputs
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import compile_graph
 from dyncompile.runtime.model import DynamicModel
@@ -267,7 +267,7 @@ def _learned(dyn: DynamicModel, sites: Sequence[_Site], inputs: Iterable[list[An
     graph = _observing(copy_graph(dyn.program.graphs["eval"]), sites, probe)
     types = dyn.facts.dims.graphs["eval"].types
     segments = cut(graph, types, dyn.program)
-    names = [node.name for node in graph.nodes if node.op == "placeholder" and node.target != POLICY]
+    names = [node.name for node in flat_inputs(graph)]
     for flat in inputs:
         run = SparseRun(segments, types, dyn.choices)
         run.run(dict(zip(names, flat, strict=True)), signature.rows(flat), Learned(), {})

@@ -23,7 +23,7 @@ from dyncompile.inline import (
 )
 from dyncompile.mixing import mix_weight
 from dyncompile.plan import Gained, Mixed, Plan, Synthesized
-from dyncompile.program import MODES, Choice, Mode, Picked, Program
+from dyncompile.program import MODES, Choice, Mode, Picked, Program, flat_inputs
 from dyncompile.resize import leading_symbol
 from dyncompile.rewrite.sizing import Sizing
 from dyncompile.runtime import ops
@@ -32,7 +32,7 @@ from dyncompile.state import (
     BASES,
     EXITS,
 )
-from dyncompile.variants import Offer, inputs_alone, inputs_of, offered
+from dyncompile.variants import Offer, inputs_alone, offered
 
 _ALTERNATIVES = "branches"
 """Where inserted alternatives are kept, under ``dyn.``."""
@@ -52,7 +52,7 @@ class Editor(Sizing):
         logits = None
         if offer.net is not None:
             images: dict[Mode, list[fx.Node]] = {
-                mode: [inputs_of(graph)[offer.image + 1]] for mode, graph in head._graphs.items()
+                mode: [flat_inputs(graph)[offer.image]] for mode, graph in head._graphs.items()
             }
             logits = head.insert(offer.net, f"gates.{offer.choice.name}", images)
         head.add_choice(offer.choice, read=logits)

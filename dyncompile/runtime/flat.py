@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from dyncompile.analysis.dims.call import bind
 from dyncompile.analysis.skips import Alternative, Skip, find_skips
@@ -22,17 +22,17 @@ class Flat:
 
     Attributes:
         graph: without alternatives that full capacity does not run.
-        needs: (choice, weights, whether what they weigh is in the graph).
+        needs: by choice, the weights [width, n] of what it decides on, and which of that [n] is in the graph.
     """
 
     graph: fx.Graph
-    needs: tuple[tuple[str, tuple[float, ...], bool], ...]
+    needs: Mapping[str, tuple[Tensor, Tensor]]
 
     def serves(self, route: Route) -> bool:
         """Whether all rows need just what the graph runs."""
         return all(
-            bool(((route[choice] @ torch.tensor(weights).to(route[choice]) != 0) == kept).all())
-            for choice, weights, kept in self.needs
+            bool(((route[choice] @ weights.to(route[choice]) != 0) == kept.to(route[choice].device)).all())
+            for choice, (weights, kept) in self.needs.items()
         )
 
 
@@ -43,7 +43,7 @@ def flatten(graph: fx.Graph, choices: Mapping[str, Choice]) -> Flat:
     fixed = [one for skip in skips if skip.product.target is ops.gain for one in skip.alternatives]
     needs = dict.fromkeys((*one.condition, one in fixed or _is_on(one, choices)) for one in every)
     if all(kept for _, _, kept in needs):
-        return Flat(graph, tuple(needs))
+        return Flat(graph, _by_choice(needs))
     own = copy_graph(graph)
     twins = dict(zip(graph.nodes, own.nodes, strict=True))
     dropped = set[fx.Node]()
@@ -57,7 +57,18 @@ def flatten(graph: fx.Graph, choices: Mapping[str, Choice]) -> Flat:
         if node in dropped:
             own.erase_node(twins[node])
     own.lint()
-    return Flat(own, tuple(needs))
+    return Flat(own, _by_choice(needs))
+
+
+def _by_choice(needs: Iterable[tuple[str, tuple[float, ...], bool]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """(choice, weights, whether what they weigh is there), as tensors by choice."""
+    found: dict[str, list[tuple[tuple[float, ...], bool]]] = {}
+    for choice, weights, kept in needs:
+        found.setdefault(choice, []).append((weights, kept))
+    return {
+        choice: (torch.tensor([weights for weights, _ in own]).T, torch.tensor([kept for _, kept in own]))
+        for choice, own in found.items()
+    }
 
 
 def _is_on(one: Alternative, choices: Mapping[str, Choice]) -> bool:

@@ -19,7 +19,7 @@ from dyncompile.gate import without_gates
 from dyncompile.hub import Pretrained
 from dyncompile.plan import Plan
 from dyncompile.policies import Full, Learned, Policy, route_of
-from dyncompile.program import MODES, POLICY, Choice, Domain, Mode, Program, Route
+from dyncompile.program import MODES, Choice, Domain, Mode, Program, Route, flat_inputs
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.dense import densify, unmaskable
@@ -170,8 +170,7 @@ class DynamicModel(Pretrained, nn.Module):
     @cached_property
     def _inputs(self) -> list[str]:
         """Names of the flat inputs; both graphs agree on them."""
-        nodes = [node for node in self.program.graphs["eval"].nodes if node.op == "placeholder"]
-        return [node.name for node in nodes if node.target != POLICY]
+        return [node.name for node in flat_inputs(self.program.graphs["eval"])]
 
     @cached_property
     def unmaskable(self) -> Mapping[str, str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from dyncompile.analysis.dims.call import Type
 from dyncompile.analysis.dims.facts import dim_facts
 from dyncompile.analysis.macs import evaluate, macs_facts
+from dyncompile.cost import by_column
 from dyncompile.policies import Forced, Policy
 from dyncompile.program import Mode, Program, Route
 from dyncompile.runtime import ops
@@ -60,10 +61,7 @@ class BySize:
 
     def spent(self, route: Route) -> Tensor:
         """MACs of each row of a learned route, decisions included: float64 [B]."""
-        rows = route[self.choice.name].double()
-        others = {name: one for name, one in route.items() if name != self.choice.name}
-        costs = torch.stack([model.spent(others).to(rows.device) for model in self.models], 1)
-        return (rows * costs).sum(1) + self.decision_macs
+        return by_column(self.choice, [model.spent for model in self.models], route) + self.decision_macs
 
     def model_of(self, route: Route) -> DynamicModel:
         """The model of the size that all rows of a route have in common; the native one if it names none."""

@@ -7,7 +7,6 @@ Early predictions are on record in dense execution (`Record.early`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from dyncompile.errors import SpecError
 from dyncompile.policies import Full, Learned
 from dyncompile.program import Choice, Domain
+from dyncompile.seeds import generator_of
 from dyncompile.train.objectives import logits_of, soft_cross_entropy
 from dyncompile.train.phase import Clock, Moment
 
@@ -58,8 +58,7 @@ class Staying:
         return mixed.flatten(1)
 
     def _kept(self, choice: Choice, rows: int) -> Tensor:
-        digest = hashlib.sha256(f"{self.seed}:{choice.name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = generator_of(f"{self.seed}:{choice.name}")
         return torch.rand(rows, 1, choice.block, generator=generator) >= self.dropout
 
 
