@@ -110,7 +110,7 @@ def test_evaluation_is_what_the_model_does(trained: Path) -> None:
         (["eval", "nowhere", "--data", SETS], "CheckpointError", "program.json is missing"),
         (["specialize", "OUT", "-o", "x.pt2", "-r", "widht=0.5"], "RouteError", "did you mean 'width'"),
         (["specialize", "OUT", "-o", "x.pt2", "-r", "width=0.6"], "RouteError", "smallest, 0.25, 0.5"),
-        (["export", "OUT", "-o", "x.txt"], "SpecError", "end it in .pt2 or .onnx"),
+        (["export", "OUT", "-o", "x.txt"], "SpecError", "end it in .onnx or .pt2"),
         (["inspect", "nowhere"], "CheckpointError", "program.json is missing"),
         (["report", "nowhere"], "CheckpointError", "program.json is missing"),
         (["bench", "nowhere"], "CheckpointError", "program.json is missing"),

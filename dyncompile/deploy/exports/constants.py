@@ -22,9 +22,11 @@ class Constants:
 
     Attributes:
         choices: all decision points of the model.
+        decisions_only: outputs are not wanted.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, decisions_only: bool = False) -> None:
+        self.decisions_only = decisions_only
         self.choices: Mapping[str, Choice] = program.choices
         self._tensors = state_tensors(program.state)
         self._names = {id(tensor): name for name, tensor in reversed(self._tensors.items())}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dyncompile.deploy.exports.formats import FORMATS, Call, check_format, write_file
+from dyncompile.deploy.exports.bundle import write_bundle
+from dyncompile.deploy.exports.formats import BUNDLE, FORMATS, Call, check_format, write_file
 from dyncompile.deploy.exports.program import one_sample
 from dyncompile.deploy.exports.samples import (
     check_route,
@@ -47,11 +48,15 @@ def export(
     ONNX outputs are named ``output`` (or by their place in the source's output) and ``route.CHOICE``; a .pt2
     gives ``(output, {choice: row})``. With `route` it is the static network of that route, at any batch size.
 
+    A "bundle" is a new folder for servers: ``router.onnx`` decides for one sample, ``route-*.onnx`` are the
+    static networks of all routes at any batch size, ``manifest.json`` says which is which (columns, MACs,
+    sha256). Every decision is one-hot there.
+
     Args:
         dyn: in evaluation mode. Its policy decides; it stays as it is.
-        path: the file, which is replaced as a whole.
-        format: "onnx" or "pt2". Whoever reads a .pt2 with ``torch.export.load`` unpickles: read your own.
-        route: one row per choice, see `specialize`.
+        path: the file, which is replaced as a whole; or a bundle's folder, which must not exist.
+        format: "onnx", "pt2" or "bundle". Whoever reads a .pt2 with ``torch.export.load`` unpickles.
+        route: one row per choice, see `specialize`. Not for bundles.
         inputs: a batch of samples to compare on, as the model is called (a tensor, a tuple, or a mapping of
             arguments by name); each runs alone. Without it, three random ones. Not used with `route`.
 
@@ -68,17 +73,19 @@ def export(
     _check(dyn, target, format)
     here = on_cpu(dyn)
     if route is not None:
+        check_format(format)
         return write_static(specialize(here, route), dyn.program.signature, target, format)
-    policy = rule_of(dyn.policy)
-    samples = batch_of(here, inputs)
+    policy, samples = rule_of(dyn.policy), batch_of(here, inputs)
+    if format == BUNDLE:
+        return write_bundle(here, policy, samples, target)
     return write_aside(target, lambda made: _write(here, policy, samples, made, format))
 
 
 def _check(dyn: DynamicModel, path: Path, format: str) -> None:
-    check_format(format, FORMATS)
+    check_format(format, (*FORMATS, BUNDLE))
     if dyn.training:
         raise SpecError("the model is in training mode", fix="call dyn.eval() first: files hold that graph")
-    if path.is_dir():
+    if path.is_dir() and format != BUNDLE:
         raise DyncompileError(
             "a directory has the name of the file", where=str(path), fix="name another file"
         )

@@ -18,6 +18,8 @@ from torch.utils import _pytree as pytree
 from dyncompile.errors import DyncompileError, SpecError
 
 FORMATS = ("onnx", "pt2")
+BUNDLE = "bundle"
+"""A folder of ONNX files."""
 
 Run = Callable[[Sequence[Tensor]], list[Tensor]]
 """Runs a file: flat tensor inputs -> flat tensor outputs."""
@@ -86,7 +88,9 @@ def _save_onnx(program: torch.export.ExportedProgram, call: Call, path: Path) ->
     except Exception as error:  # translation may fail in any way
         raise _refused("torch.onnx.export", error) from error
     runtime: Any = importlib.import_module("onnxruntime")
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # it warns of initializers that a rewrite left over
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 
     def run(given: Sequence[Tensor]) -> list[Tensor]:

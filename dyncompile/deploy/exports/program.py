@@ -46,10 +46,14 @@ class OneSample:
         return [*kept, *(f"route.{name}" for name in self.choices)]
 
 
-def one_sample(source: Program, policy: Policy) -> OneSample:
-    """The program of a dynamic model for one sample; norms are folded where they can be."""
+def one_sample(source: Program, policy: Policy, *, decisions_only: bool = False) -> OneSample:
+    """The program of a dynamic model for one sample; norms are folded where they can be.
+
+    With `decisions_only` its output is ``()``, and nothing runs that no decision needs.
+    """
     program = fold_norms(source)
-    constants, signature, choices = Constants(program), program.signature, tuple(program.choices)
+    constants, signature = Constants(program, decisions_only), program.signature
+    choices = tuple(program.choices)
     frame = Frame(None, {}, frozenset(), lambda frame, key, value: value)
     inputs = [
         leaf.constant if leaf.shape is None else frame.input(f"input_{i}")
@@ -59,7 +63,7 @@ def one_sample(source: Program, policy: Policy) -> OneSample:
     outputs = write(program, policy, constants, frame, inputs)
     given = tuple(isinstance(value, fx.Node) for value in outputs)
     frame.graph.output((*outputs, *(_decision(frame, constants, name) for name in choices)))
-    names = _adopt(frame.graph, signature, choices)
+    names = _adopt(frame.graph, signature, choices, len(outputs))
     owner = constants.owner()
     for name, side in frame.sides.named_children():
         owner.add_module(name, side)
@@ -106,6 +110,8 @@ def _write_sizes(
         write(frame, row.index(1.0))
         return outputs
     heads.ask(frame, decide)
+    if constants.decisions_only and not any(stager.asks for stager in stagers):
+        return []
     found = iter(by_column(frame, choice, write, blank, constants.full))
     return [next(found) if isinstance(value, fx.Node) else value for value in outputs]
 
@@ -117,12 +123,12 @@ def _decision(frame: Frame, constants: Constants, name: str) -> fx.Node:
     return frame.find((ROWS, name)) if frame.has((ROWS, name)) else constants.full(frame, name)
 
 
-def _adopt(graph: fx.Graph, signature: Signature, choices: Sequence[str]) -> tuple[str, ...]:
+def _adopt(graph: fx.Graph, signature: Signature, choices: Sequence[str], outputs: int) -> tuple[str, ...]:
     """Give a graph the source's tensor arguments, and (output, decisions by choice) as what it returns."""
     flat = list(range(len(signature.leaves)))
     named: dict[str, Any] = pytree.tree_unflatten(flat, signature.structure)
     kept = {name: value for name, value in named.items() if has_tensor(value, signature)}
-    result = pytree.tree_unflatten(list(range(signature.out_structure.num_leaves)), signature.out_structure)
+    result = pytree.tree_unflatten(list(range(outputs)), signature.out_structure) if outputs else ()
     returned = pytree.tree_structure((result, dict.fromkeys(choices, 0)))
     graph.set_codegen(python_calling(list(kept), pytree.tree_structure(tuple(kept.values())), returned))
     return tuple(kept)

@@ -59,10 +59,14 @@ class Stager:
         self._sides = 0
 
     @property
+    def asks(self) -> set[str]:
+        """Choices that a decision net is asked for."""
+        return {str(n.args[1]) for n in self.graph.nodes if n.target is ops.decide and len(n.args) > 2}
+
+    @property
     def fixed(self) -> dict[str, Row]:
         """Choices that no decision net is asked for, with their rows."""
-        asked = {str(n.args[1]) for n in self.graph.nodes if n.target is ops.decide and len(n.args) > 2}
-        unasked = (choice for name, choice in self._choices.items() if name not in asked)
+        unasked = (choice for name, choice in self._choices.items() if name not in self.asks)
         return {choice.name: row_of(self._policy, choice) for choice in unasked}
 
     def write(self, frame: Frame, inputs: Sequence[Any]) -> list[Any]:
@@ -78,7 +82,7 @@ class Stager:
 
     @property
     def _outputs(self) -> list[Any]:
-        return items(self.graph.output_node().args[0])
+        return [] if self._constants.decisions_only else items(self.graph.output_node().args[0])
 
     def ask(self, frame: Frame, decide: fx.Node) -> None:
         """Take a decision whose inputs are there."""
