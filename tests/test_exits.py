@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import dyncompile as dc
 from dyncompile.exits import OFF, confidence
-from dyncompile.train.calibrate_exit import fitted_temperature
+from dyncompile.train.calibrate_exit import fitted_temperature, outcomes
 from dyncompile.verify.compare import count_macs
 from tests import handmade
 from tests.support import relative, same, subject
@@ -217,6 +217,20 @@ def test_a_threshold_meets_an_accuracy_or_a_budget() -> None:
     assert budget.threshold > cheap.threshold
     reached = float(dyn.spent(dyn.run(x, policy=dc.Learned())[1]).mean()) / dyn.static_macs
     assert reached == pytest.approx(budget.share)
+
+
+def test_outcomes_foretell_what_thresholds_do() -> None:
+    dyn, x, labels = graded()
+    before = {name: value.clone() for name, value in dyn.state_dict().items()}
+    found = outcomes(dyn, [(x[:60], labels[:60]), (x[60:], labels[60:])])
+    assert all(torch.equal(before[name], value) for name, value in dyn.state_dict().items())
+    for threshold in (-1.0, float(found.sure.median()), OFF):
+        dyn.get_buffer("dyn.exits.exit.1.threshold").fill_(threshold)
+        out, route = dyn.run(x, policy=dc.Learned())
+        assert torch.equal(route["exit.1"][:, 0] > 0, found.leaving(threshold) == 0)
+        right = float((out.argmax(1) == labels).double().mean())
+        share = float(dyn.spent(route).mean()) / dyn.static_macs
+        assert found.at(threshold) == pytest.approx((right, share))
 
 
 def test_calibration_refuses_and_leaves_thresholds_as_they_were() -> None:
