@@ -256,3 +256,23 @@ def test_temperatures_undo_a_scale(scale: float, seed: int) -> None:
     labels = torch.multinomial(logits.softmax(1), 1, generator=random)[:, 0]
     whole = fitted_temperature(logits, labels)
     assert fitted_temperature(logits * scale, labels) == pytest.approx(scale * whole, rel=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [("width", "heads"), ("heads", "width")])
+def test_heads_read_what_other_passes_have_narrowed(order: tuple[str, str]) -> None:
+    """At the smallest width the head after three layers reads leading channels, by its leading columns."""
+    passes = {"width": "dsnet(ratios=(0.5, 1.0), divisor=1, minimum=1)", "heads": "exits(at=(0.75,))"}
+    net, dyn, x = chain([passes[name] for name in order])
+    width = next(choice for choice in dyn.choices.values() if choice.domain is dc.Domain.ONE_HOT)
+    dyn.get_parameter(f"dyn.gates.{width.name}.head.bias").copy_(torch.tensor([9.0, 0.0]))
+    dyn.get_buffer("dyn.exits.exit.1.threshold").fill_(-1)
+    out, route = dyn.run(x, policy=dc.Learned())
+    assert route[width.name].argmax(1).tolist() == [0] * 6
+    assert bool((route["exit.1"] == 1).all())
+    y = F.relu(net.layers[0](x))
+    for layer in list(net.layers)[1:3]:
+        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+        y = F.relu(F.conv2d(y, layer.weight[:3, : y.shape[1]], layer.bias[:3], padding=1))
+    weight, bias = head(dyn, "exit.1")
+    assert relative(out, F.linear(y.mean((2, 3)), weight[:, :3], bias)) < 1e-5
