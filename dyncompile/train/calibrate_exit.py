@@ -9,7 +9,8 @@ validation samples apart, by what every sample would cost and say at each exit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -95,20 +96,32 @@ def calibrate_exit(
         InputError: there are no samples.
     """
     _check(dyn, target, accuracy_drop)
-    batches = [one if isinstance(one, Batch) else as_batch(one, dyn.program) for one in data]
-    if not batches:
-        raise InputError("there are no samples to calibrate on", fix="give at least one batch")
+    batches = _batches(dyn, data)
     buffers = {name: _buffers(dyn, name) for name in dyn.exits}
-    before = {name: (t.clone(), h.clone()) for name, (t, h) in buffers.items()}
-    try:
-        with evaluating(dyn):
-            found = _search(dyn, batches, buffers, temperatures, target, accuracy_drop)
-    except BaseException:
-        for name, old in before.items():
-            for buffer, value in zip(buffers[name], old, strict=True):
-                buffer.copy_(value)
-        raise
+    with _restoring(buffers, always=False), evaluating(dyn):
+        return _search(dyn, batches, buffers, temperatures, target, accuracy_drop)
+
+
+def _batches(dyn: DynamicModel, data: Iterable[Any]) -> list[Batch]:
+    found = [one if isinstance(one, Batch) else as_batch(one, dyn.program) for one in data]
+    if not found:
+        raise InputError("there are no samples to calibrate on", fix="give at least one batch")
     return found
+
+
+@contextmanager
+def _restoring(buffers: Mapping[str, tuple[Tensor, Tensor]], *, always: bool = True) -> Generator[None]:
+    """Temperatures and thresholds as before afterwards, always or if something fails."""
+    before = {name: tuple(buffer.clone() for buffer in pair) for name, pair in buffers.items()}
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if always or not done:
+            for name, old in before.items():
+                for buffer, value in zip(buffers[name], old, strict=True):
+                    buffer.copy_(value)
 
 
 def _check(dyn: DynamicModel, target: float | None, accuracy_drop: float | None) -> None:
@@ -136,31 +149,77 @@ def _search(
     target: float | None,
     accuracy_drop: float | None,
 ) -> ExitCalibration:
+    found = _outcomes(dyn, batches, buffers, fits)
+    threshold = _best(found, target, accuracy_drop)
+    for _, buffer in buffers.values():
+        buffer.fill_(threshold)
+    where = found.leaving(threshold)
+    accuracy, share = found.at(threshold)
+    final_accuracy, final_share = found.at(OFF)
+    return ExitCalibration(
+        threshold=threshold,
+        temperatures={name: float(temperature) for name, (temperature, _) in buffers.items()},
+        accuracy=accuracy,
+        share=share,
+        final_accuracy=final_accuracy,
+        final_share=final_share,
+        left={name: float((where == i).double().mean()) for i, name in enumerate(dyn.exits)},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What every sample is worth and costs at each exit, exits in order; nobody leaving comes last.
+
+    Attributes:
+        sure: confidences [N, exits].
+        right: 1 where the prediction is right, else 0: [N, exits + 1].
+        costs: shares of the source's MACs, decisions included: [N, exits + 1].
+    """
+
+    sure: Tensor
+    right: Tensor
+    costs: Tensor
+
+    def leaving(self, threshold: float) -> Tensor:
+        """The exit at which each sample leaves, by position; one past the last for none: int64 [N]."""
+        stops = torch.cat([self.sure > threshold, torch.ones(len(self.sure), 1, dtype=torch.bool)], 1)
+        return stops.int().argmax(1)
+
+    def at(self, threshold: float) -> tuple[float, float]:
+        """(accuracy, mean share of the source's MACs) at a threshold of all exits."""
+        rows, where = torch.arange(len(self.sure)), self.leaving(threshold)
+        return float(self.right[rows, where].mean()), float(self.costs[rows, where].mean())
+
+
+def outcomes(dyn: DynamicModel, data: Iterable[Any]) -> Outcomes:
+    """Run labeled samples through every exit and through the whole network, at the present temperatures.
+
+    Args:
+        dyn: a model with exits; it stays as it is.
+        data: as for `calibrate_exit`.
+
+    Raises:
+        InputError: there are no samples.
+    """
+    buffers = {name: _buffers(dyn, name) for name in dyn.exits}
+    with _restoring(buffers), evaluating(dyn):
+        return _outcomes(dyn, _batches(dyn, data), buffers, fits=False)
+
+
+def _outcomes(
+    dyn: DynamicModel, batches: list[Batch], buffers: Mapping[str, tuple[Tensor, Tensor]], fits: bool
+) -> Outcomes:
+    """Thresholds are 0 afterwards, and temperatures fitted if asked for."""
     labels = torch.cat([target_of(batch).reshape(-1).cpu() for batch in batches])
-    ways = (*dyn.exits, None)
-    said, spent = zip(*(_all_at(dyn, batches, way) for way in ways), strict=True)
+    said, spent = zip(*(_all_at(dyn, batches, way) for way in (*dyn.exits, None)), strict=True)
     for name, logits in zip(dyn.exits, said, strict=False):
         temperature, threshold = buffers[name]
         if fits:
             temperature.fill_(fitted_temperature(logits, labels))
         threshold.zero_()  # scores are then the confidences themselves
-    sure = _confidences(dyn, batches)
     right = torch.stack([(logits.argmax(1) == labels).double() for logits in said], 1)
-    costs = torch.stack(list(spent), 1) / dyn.static_macs
-    threshold = _best(sure, right, costs, target, accuracy_drop)
-    for _, buffer in buffers.values():
-        buffer.fill_(threshold)
-    where = _leaving(sure, threshold)
-    rows = torch.arange(len(where))
-    return ExitCalibration(
-        threshold=threshold,
-        temperatures={name: float(temperature) for name, (temperature, _) in buffers.items()},
-        accuracy=float(right[rows, where].mean()),
-        share=float(costs[rows, where].mean()),
-        final_accuracy=float(right[:, -1].mean()),
-        final_share=float(costs[:, -1].mean()),
-        left={name: float((where == i).double().mean()) for i, name in enumerate(dyn.exits)},
-    )
+    return Outcomes(_confidences(dyn, batches), right, torch.stack(list(spent), 1) / dyn.static_macs)
 
 
 def _all_at(dyn: DynamicModel, batches: list[Batch], way: str | None) -> tuple[Tensor, Tensor]:
@@ -183,32 +242,20 @@ def _confidences(dyn: DynamicModel, batches: list[Batch]) -> Tensor:
     return torch.cat(found)
 
 
-def _leaving(sure: Tensor, threshold: float) -> Tensor:
-    """The exit at which each sample leaves, by position; one past the last for none: int64 [N]."""
-    stops = torch.cat([sure > threshold, torch.ones(len(sure), 1, dtype=torch.bool)], 1)
-    return stops.int().argmax(1)
-
-
-def _best(
-    sure: Tensor, right: Tensor, costs: Tensor, target: float | None, accuracy_drop: float | None
-) -> float:
-    rows = torch.arange(len(sure))
-    found: list[tuple[float, float, float]] = []
-    for threshold in _candidates(sure):
-        where = _leaving(sure, threshold)
-        found.append((threshold, float(right[rows, where].mean()), float(costs[rows, where].mean())))
+def _best(found: Outcomes, target: float | None, accuracy_drop: float | None) -> float:
+    tried = [(threshold, *found.at(threshold)) for threshold in _candidates(found.sure)]
     if target is not None:
-        fitting = [one for one in found if one[2] <= target]
+        fitting = [one for one in tried if one[2] <= target]
         if not fitting:
-            least = min(share for _, _, share in found)
+            least = min(share for _, _, share in tried)
             raise SpecError(
                 f"no threshold is as cheap as the target of {target:.1%} of the source's MACs: "
                 f"leaving as early as possible takes {least:.1%}",
                 fix="ask for more, or let exits stand earlier",
             )
         return max(fitting)[0]
-    least = float(right[:, -1].mean()) - (accuracy_drop or 0.0)
-    return min((one for one in found if one[1] >= least - 1e-12), key=lambda one: (one[2], -one[0]))[0]
+    least = float(found.right[:, -1].mean()) - (accuracy_drop or 0.0)
+    return min((one for one in tried if one[1] >= least - 1e-12), key=lambda one: (one[2], -one[0]))[0]
 
 
 def _candidates(sure: Tensor) -> list[float]:
