@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dyncompile.cost import Cost, ModelMacs
 from dyncompile.errors import InputError, SpecError
 from dyncompile.exits import OFF
 from dyncompile.policies import Learned
@@ -36,7 +37,7 @@ _STEPS = 60
 
 @dataclass(frozen=True, slots=True)
 class ExitCalibration:
-    """What calibration found on the validation data. Shares are of the source's MACs, decisions included.
+    """What calibration found on the validation data. Shares are of the source's cost, decisions included.
 
     Attributes:
         threshold: of all exits; `OFF` where leaving never pays.
@@ -77,17 +78,19 @@ def calibrate_exit(
     target: float | None = None,
     accuracy_drop: float | None = None,
     temperatures: bool = True,
+    cost: Cost | None = None,
 ) -> ExitCalibration:
     """Set the thresholds of all exits, by a budget or by the accuracy that may be lost.
 
     Args:
         dyn: a model with exits; its mode stays as it is.
         data: validation samples on the model's device, batch by batch, in the forms that `fit` takes.
-        target: mean share of the source's MACs, decisions included, that is not to be passed. The most
+        target: mean share of the source's cost, decisions included, that is not to be passed. The most
             careful threshold that keeps to it is taken.
         accuracy_drop: largest loss of accuracy against nobody leaving, as a share of the samples. The
             cheapest threshold that keeps to it is taken.
         temperatures: fit them; else they stay as they are.
+        cost: what is counted, e.g. ``dc.Latency(dyn)``; None is MACs.
 
     Raises:
         SpecError: the model has no exit, not exactly one of `target` and `accuracy_drop` is given, or no
@@ -102,7 +105,15 @@ def calibrate_exit(
     before = {name: (t.clone(), h.clone()) for name, (t, h) in buffers.items()}
     try:
         with evaluating(dyn):
-            found = _search(dyn, batches, buffers, temperatures, target, accuracy_drop)
+            found = _search(
+                dyn,
+                batches,
+                buffers,
+                temperatures,
+                target,
+                accuracy_drop,
+                ModelMacs(dyn) if cost is None else cost,
+            )
     except BaseException:
         for name, old in before.items():
             for buffer, value in zip(buffers[name], old, strict=True):
@@ -135,10 +146,11 @@ def _search(
     fits: bool,
     target: float | None,
     accuracy_drop: float | None,
+    cost: Cost,
 ) -> ExitCalibration:
     labels = torch.cat([target_of(batch).reshape(-1).cpu() for batch in batches])
     ways = (*dyn.exits, None)
-    said, spent = zip(*(_all_at(dyn, batches, way) for way in ways), strict=True)
+    said, spent = zip(*(_all_at(dyn, batches, way, cost) for way in ways), strict=True)
     for name, logits in zip(dyn.exits, said, strict=False):
         temperature, threshold = buffers[name]
         if fits:
@@ -146,7 +158,7 @@ def _search(
         threshold.zero_()  # scores are then the confidences themselves
     sure = _confidences(dyn, batches)
     right = torch.stack([(logits.argmax(1) == labels).double() for logits in said], 1)
-    costs = torch.stack(list(spent), 1) / dyn.static_macs
+    costs = torch.stack(list(spent), 1) / cost.source
     threshold = _best(sure, right, costs, target, accuracy_drop)
     for _, buffer in buffers.values():
         buffer.fill_(threshold)
@@ -163,14 +175,14 @@ def _search(
     )
 
 
-def _all_at(dyn: DynamicModel, batches: list[Batch], way: str | None) -> tuple[Tensor, Tensor]:
-    """(logits [N, K], MACs [N]) where all samples leave at one exit, or none does; on the CPU."""
+def _all_at(dyn: DynamicModel, batches: list[Batch], way: str | None, cost: Cost) -> tuple[Tensor, Tensor]:
+    """(logits [N, K], cost [N]) where all samples leave at one exit, or none does; on the CPU."""
     logits: list[Tensor] = []
     spent: list[Tensor] = []
     for batch in batches:
         record = dyn.record(*batch.args, policy=_At(way), execution="sparse", **batch.kwargs)
         logits.append(logits_of(record.output).float().cpu())
-        spent.append(dyn.spent(record.route).cpu())
+        spent.append(cost.spent(record.route).cpu())
     return torch.cat(logits), torch.cat(spent)
 
 
