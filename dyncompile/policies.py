@@ -22,10 +22,8 @@ class Policy(Protocol):
     A policy that does not read logits says so (`reads_gates`), and no decision net runs for it.
     """
 
-    @property
-    def reads_gates(self) -> bool:
-        """Whether decisions depend on `logits`."""
-        ...
+    reads_gates: ClassVar[bool]
+    """Whether decisions depend on `logits`."""
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
         """Decisions [rows, width] in the choice's domain."""

@@ -172,5 +172,5 @@ def mark_batch(x: Tensor, axes: Sequence[int]) -> Tensor:
     """An alias of `x` whose given axes torch.compile takes as symbolic, with sizes from 2 on."""
     alias = x.detach()
     for axis in axes:
-        cast(Any, torch)._dynamo.mark_dynamic(alias, axis, min=2)
+        cast(Any, torch)._dynamo.mark_dynamic(alias, axis)
     return alias

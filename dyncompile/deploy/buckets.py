@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,16 +41,7 @@ def upward(counts: Sequence[int], price: Callable[[int, int], float], limit: int
     # best[k][i]: (cost, where the last run starts) of the first i columns in k runs
     best: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
     for _ in range(bound):
-        before, row = best[-1], dict[int, tuple[float, int]]()
-        for end in range(1, len(present) + 1):
-            ways = [
-                (before[start][0] + price(present[end - 1], sum(counts[c] for c in present[start:end])), start)
-                for start in range(end)
-                if start in before
-            ]
-            if ways:
-                row[end] = min(ways, key=lambda way: (way[0], -way[1]))
-        best.append(row)
+        best.append(_one_more(best[-1], present, counts, price))
     target, end = list(range(len(counts))), len(present)
     fits = [k for k in range(1, bound + 1) if end in best[k]]
     runs = min(fits, key=lambda k: (best[k][end][0], -k), default=0)
@@ -59,6 +51,24 @@ def upward(counts: Sequence[int], price: Callable[[int, int], float], limit: int
             target[column] = present[end - 1]
         end, runs = start, runs - 1
     return target
+
+
+def _one_more(
+    before: Mapping[int, tuple[float, int]],
+    present: Sequence[int],
+    counts: Sequence[int],
+    price: Callable[[int, int], float],
+) -> dict[int, tuple[float, int]]:
+    """By number of columns, the cheapest way to put them into one run more than in `before`."""
+    found: dict[int, tuple[float, int]] = {}
+    for end in range(1, len(present) + 1):
+        top, ways = present[end - 1], list[tuple[float, int]]()
+        for start in (one for one in before if one < end):
+            rows = sum(counts[column] for column in present[start:end])
+            ways.append((before[start][0] + price(top, rows), start))
+        if ways:
+            found[end] = min(ways, key=lambda way: (way[0], -way[1]))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +82,12 @@ class Merging:
         cost: what groups cost.
     """
 
+    reads_gates: ClassVar[bool] = False
+
     policy: Policy
     movable: frozenset[str]
     limit: int | None
     cost: Cost
-
-    @property
-    def reads_gates(self) -> bool:
-        """Whether decisions depend on decision nets."""
-        return self.policy.reads_gates
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
         """The policy's rows [rows, width]; some of them those of a larger column."""
@@ -113,6 +120,18 @@ class Merging:
         return torch.where(on[:, None], decided, full)
 
 
+class _MergingGates(Merging):
+    """The same for a policy that reads the logits of decision nets."""
+
+    reads_gates: ClassVar[bool] = True
+
+
+def merged(policy: Policy, movable: frozenset[str], limit: int | None, cost: Cost) -> Merging:
+    """A policy with its small groups moved up, see `Merging`."""
+    kind = _MergingGates if policy.reads_gates else Merging
+    return kind(policy, movable, limit, cost)
+
+
 def movable(program: Program) -> frozenset[str]:
     """Choices whose later columns run at sizes at least as large, and those that switch one branch."""
     found = {one.name for one in program.choices.values() if one.width == 1 and one.domain in SWITCHES}
@@ -131,7 +150,7 @@ def movable(program: Program) -> frozenset[str]:
 def by_macs(macs: Callable[[Mapping[str, Tensor]], Tensor], choices: Mapping[str, Choice]) -> Cost:
     """Cost in MACs, every other choice at full capacity."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def of(name: str, column: int) -> float:
         choice = choices[name]
         one_hot = choice.row(column) if choice.width > 1 else (choice.full if column else choice.smallest)

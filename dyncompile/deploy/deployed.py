@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
 
-from dyncompile.deploy.buckets import Cost, Merging, by_macs, movable
+from dyncompile.deploy.buckets import Cost, by_macs, merged, movable
 from dyncompile.deploy.norms import fold_norms
 from dyncompile.deploy.pieces import FORMS, Memory, Piece, Shop
 from dyncompile.deploy.regions import Regions, check_usable
@@ -90,13 +91,14 @@ class Deployed(DynamicModel):
         return Record(forward(None, *flat), planned, {})
 
     def warm_up(self, *args: Any, **kwargs: Any) -> None:
-        """Make what the first calls would make, graphs included: run an example at batch 1 and at several rows.
+        """Make what the first calls would make, graphs included, by running an example.
 
         Args:
-            *args, **kwargs: a call of the source with at least one row.
+            *args, **kwargs: a call of the source with at least one row. It runs with one row and with two.
 
-        Every choice is driven to each of its columns, all choices alike, with and without asking gates. Ways
-        that mix columns are made when they come.
+        Every one-hot choice is driven to each of its columns, all choices alike, with and without asking
+        gates; others run at full capacity, at the least, and as gates decide. Ways that mix columns are made
+        when they come.
         """
         flat = self.program.signature.flatten(args, kwargs)
         leaves = self.program.signature.leaves
@@ -162,15 +164,24 @@ class Deployed(DynamicModel):
         settings = self.settings
         if settings.max_buckets is None and settings.cost is None:
             return policy
-        cost = settings.cost or by_macs(self.macs, self.choices)
-        return Merging(policy, movable(self.program), settings.max_buckets, cost)
+        return merged(policy, self._movable, settings.max_buckets, settings.cost or self._by_macs)
+
+    @cached_property
+    def _movable(self) -> frozenset[str]:
+        return movable(self.program)
+
+    @cached_property
+    def _by_macs(self) -> Cost:
+        return by_macs(self.macs, self.choices)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Deployed:
-        found = super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]
         self._forget()
-        return found
+        return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As of any module; what was made of the old weights is made anew."""
         found = super().load_state_dict(state_dict, strict, assign)
         self._forget()
@@ -192,10 +203,11 @@ class Deployed(DynamicModel):
 
 @dataclass(frozen=True)
 class _Column:
-    """Asks every decision net, and decides for a column all the same; the full row where there is no such."""
+    """Asks every decision net and decides for a column all the same; others get the full row."""
+
+    reads_gates: ClassVar[bool] = True
 
     column: int
-    reads_gates: bool = True
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
         row = choice.full

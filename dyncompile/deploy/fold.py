@@ -28,7 +28,7 @@ _ARITHMETIC: tuple[Callable[..., Any], ...] = (operator.mul, operator.add)
 
 
 Way = tuple[Any, ...]
-"""How a tensor comes from the state: a name, and what was taken of it step by step. Equal for equal values."""
+"""How a tensor comes from the state: a name, and what was taken of it, step by step."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,12 @@ class _Folder:
             self._static[node] = self._without_branch(self._ends[node])
         elif self._is_settled(node):
             self._static[node] = self._forms[node.target][1](node)
-        elif node.op == "placeholder" and node.target == POLICY and not self._keeps_policy:
-            return
-        elif node.op == "get_attr":
+        elif not self._learn(node):
+            self._leave(node)
+
+    def _learn(self, node: fx.Node) -> bool:
+        """Work out the value of a node ahead of time, if that can be done."""
+        if node.op == "get_attr":
             name = str(node.target)
             self._known[node], self._names[node], self._ways[node] = self._tensors[name], name, (name,)
         elif node.target is ops.decide and node.args[1] in self._decisions:
@@ -145,11 +148,19 @@ class _Folder:
             self._static[node] = self._call(node, aten.index_select.default, args)
         elif self._is_foldable(node):
             self._evaluate(node)
-        elif node.target is not ops.put:
-            new = self._static[node] = self.graph.node_copy(node, self._operand)
-            new.meta = dict(node.meta)
-            if node.op == "placeholder":
-                self._last_read = new
+        else:
+            return False
+        return True
+
+    def _leave(self, node: fx.Node) -> None:
+        """Leave a node to be computed when the graph runs."""
+        is_policy = node.op == "placeholder" and node.target == POLICY
+        if node.target is ops.put or (is_policy and not self._keeps_policy):
+            return
+        new = self._static[node] = self.graph.node_copy(node, self._operand)
+        new.meta = dict(node.meta)
+        if node.op == "placeholder":
+            self._last_read = new
 
     def _is_settled(self, node: fx.Node) -> bool:
         """Whether a node has a form of its own for a known decision, and knows it."""
@@ -271,9 +282,7 @@ class _Folder:
             self._names[node] = min(named, key=lambda name: name.startswith(f"{STATE_PREFIX}."))
 
     def _is_foldable(self, node: fx.Node) -> bool:
-        if node.target is ops.decide or (
-            node.target not in ops.FOLDABLE and node.target not in _ARITHMETIC
-        ):
+        if node.target is ops.decide or (node.target not in ops.FOLDABLE and node.target not in _ARITHMETIC):
             return False
         return all(operand in self._known for operand in node.all_input_nodes)
 

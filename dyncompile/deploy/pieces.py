@@ -4,7 +4,7 @@ Rows that run together share the columns of all choices that size something. So 
 columns at its first use, and later calls find narrowed weights, literals and private statistics ready:
 
     memory="shared"   views of one set of weights; what is no leading slice is gathered at each call
-    memory="packed"   a contiguous copy of every narrowed tensor, made once per column and shared by all graphs
+    memory="packed"   a contiguous copy of every narrowed tensor, made once per column for all graphs
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ class Shop:
         """A graph with some decisions settled, as a function of the policy and its other inputs."""
         # What is made is kept: it must not be inference tensors if the first call runs in such a mode.
         with torch.inference_mode(False), torch.no_grad():
-            found = fold_some(
-                graph, decisions, tensors, keeps_policy=True, gathers=self.memory == "shared"
-            )
+            found = fold_some(graph, decisions, tensors, keeps_policy=True, gathers=self.memory == "shared")
             state = dict(found.state)
             if self.memory == "packed":
                 state = {one: self._packed(value, found.ways[one], tensors) for one, value in state.items()}

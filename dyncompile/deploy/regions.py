@@ -10,6 +10,7 @@ Where channels are kept one by one, widths change with every batch: such parts r
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,13 +43,17 @@ def check_usable() -> None:
 
 
 def _refuse_or(run: Callable[[], Any], what: str) -> Any:
+    """Run something that compiles. Raises DyncompileError with the reason where that fails."""
     try:
-        return run()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler warns about matters of its own
+            return run()
     except Exception as error:  # tracing and a foreign compiler may fail in any way
-        lines = (line.strip() for line in str(error).splitlines())
-        problem = f"torch.compile cannot compile {what}: {type(error).__name__}: {next(filter(None, lines), '')}"
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if line and not line.endswith("raised:")), "")
         raise DyncompileError(
-            problem, fix=f"install a C++ compiler that torch.compile finds, or {_FIX}"
+            f"torch.compile cannot compile {what}: {type(error).__name__}: {reason}",
+            fix=f"install a C++ compiler that torch.compile finds, or {_FIX}",
         ) from error
 
 
@@ -273,7 +278,7 @@ class _RegionGraph:
             per_row, axis, node = min(places, key=lambda place: place[0])
             size = self.graph.call_function(torch.ops.aten.sym_size.int, (self._env[node], axis))
             if per_row > 1:
-                size = self.graph.call_function(operator.floordiv, (size, per_row))
+                size = self.graph.call_function(cast(Any, operator).floordiv, (size, per_row))
             self._rows.append(size)
         return self._rows[0]
 
@@ -320,4 +325,3 @@ def _named(region: _Region) -> Callable[..., Any]:
 
     run.__name__ = run.__qualname__ = "region"
     return run
-

@@ -116,6 +116,8 @@ class Join:
         """What a branch gives; None where no row needs it."""
         gains = ops.weighted(decision, branch.weights)
         count, axis = len(gains), self._axis
+        if count == 1 and not torch.is_grad_enabled():
+            return self._of_one(branch, policy, gains, taken)
         rows = (gains.detach() != 0).nonzero().flatten()
         if not len(rows) and count:
             return None
@@ -127,6 +129,15 @@ class Join:
         some = [select_rows(value, found, rows, count) for value, found in reads]
         (output,) = branch.body(policy.narrowed(rows), *some)
         return Part(ops.times(output, gains[rows], axis), rows.to(output.device), False)
+
+    def _of_one(self, branch: Branch, policy: Narrowable, gains: Tensor, taken: Sequence[Any]) -> Part | None:
+        """`_part` for a single row, without gradients: nothing is gathered."""
+        gain = float(gains)
+        if gain == 0:
+            return None
+        (output,) = branch.body(policy, *(taken[i] for i in branch.takes))
+        scaled = output if gain == 1 else ops.times(output, gains, self._axis)
+        return Part(scaled, None, branch.borrowed and scaled is output)
 
     @property
     def _axis(self) -> int:

@@ -158,8 +158,8 @@ class DynamicModel(Pretrained, nn.Module):
         )
         done = run.run(dict(zip(self._inputs, flat, strict=True)), rows, policy, planned)
         parts, rows_of = [out for _, out in done.parts], torch.cat([at for at, _ in done.parts])
-        types = self.output_types[self.mode] if len(parts) > 1 else ()
-        return Record(merge_outputs(parts, rows_of, types), done.route, done.logits)
+        outputs = merge_outputs(parts, rows_of, self.output_types[self.mode])
+        return Record(outputs, done.route, done.logits)
 
     def _cut(self, *, asks: bool) -> list[Segment]:
         """The segments of the present mode's graph, with or without its decision nets."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from dyncompile.analysis.dims.call import Type
 from dyncompile.policies import Policy
 from dyncompile.program import Choice, Decision, Route
-from dyncompile.runtime.rows import join_rows, select_rows
+from dyncompile.runtime.rows import is_in_order, join_rows, select_rows
 from dyncompile.runtime.segments import Outlet, Segment
 from dyncompile.runtime.steering import Ask, Group, Steered, decision_of, split_rows, way_of
 
@@ -73,12 +73,16 @@ class SparseRun:
             if len(missing) or name not in self._decided:
                 ask(name, missing, None)
         for known in self._logits.values():  # what rows have left before has no logits of theirs
+            if sum(len(at) for at, _ in known) == rows:
+                continue
             missing = _others([at for at, _ in known], rows)
             known.append((missing, known[0][1].new_full((len(missing), known[0][1].shape[1]), torch.nan)))
         return Finished(tuple(left), _in_order(self._decided), _in_order(self._logits))
 
     def _missing(self, name: str, rows: int) -> Tensor:
         """Rows for which a choice was not decided: int64 [n]."""
+        if sum(len(at) for at, _ in self._decided.get(name, [])) == rows:
+            return torch.arange(0)
         return _others([at for at, _ in self._decided.get(name, [])], rows)
 
     def _stopped(
@@ -184,6 +188,10 @@ def _in_order(found: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Ten
     """Values of all parts, in the order of the batch."""
     out: dict[str, Tensor] = {}
     for name, parts in found.items():
+        parts = [part for part in parts if len(part[0])] or parts[:1]
+        if len(parts) == 1 and is_in_order(parts[0][0]):
+            out[name] = parts[0][1]
+            continue
         order = torch.cat([rows for rows, _ in parts]).argsort()
         values = torch.cat([value.to(parts[0][1].device) for _, value in parts])
         out[name] = values[order.to(values.device)]
