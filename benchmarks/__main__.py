@@ -14,6 +14,7 @@ from benchmarks import (
     conversion,
     deployment,
     fuzz,
+    latency,
     resolution,
     routing,
     skipping,
@@ -30,6 +31,7 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "routing": routing.run,
     "synthesis": synthesis.run,
     "resolution": resolution.run,
+    "latency": latency.run,
     "deployment": deployment.run,
 }
 LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
