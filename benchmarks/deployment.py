@@ -24,12 +24,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dyncompile as dc
 from benchmarks.record import write
 from benchmarks.twins import agree, twin
 from dyncompile import zoo
+from dyncompile.deploy import Deployed
 from dyncompile.latency import Ratio
 
 WIDTHS = ("torchvision:resnet50", "timm:vit_small_patch16_224", "torchvision:mobilenet_v2")
@@ -136,7 +138,7 @@ def _widths(model: nn.Module, dyn: dc.DynamicModel, source: zoo.Source) -> dict[
     return found
 
 
-def _always(dyn: dc.DynamicModel, column: int) -> dc.Deployed:
+def _always(dyn: dc.DynamicModel, column: int) -> Deployed:
     """A deployed copy whose gates run and always say `column`."""
     fast = dc.deploy(dyn)
     for name in fast.gated:
@@ -146,9 +148,7 @@ def _always(dyn: dc.DynamicModel, column: int) -> dc.Deployed:
     return fast
 
 
-def _mixed(
-    fast: dc.Deployed, packed: dc.Deployed, hand: list[nn.Module], source: zoo.Source
-) -> dict[str, Any]:
+def _mixed(fast: Deployed, packed: Deployed, hand: list[nn.Module], source: zoo.Source) -> dict[str, Any]:
     (x,), count = _batch(source, MIXED_BATCH), len(hand)
     columns = torch.arange(MIXED_BATCH) % count
     route = dc.Forced({"width": torch.eye(count)[columns]})
@@ -178,7 +178,7 @@ def times(runs: Runs, rounds: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
         for turn in range(-1, rounds):
-            names = list(runs) if turn % 2 else list(reversed(runs))
+            names = list(runs) if turn % 2 else list(runs)[::-1]
             for name in names:
                 start = time.process_time_ns()
                 runs[name]()
@@ -196,7 +196,7 @@ def _over(measured: Mapping[str, list[float]], one: str, base: str) -> dict[str,
 # -- memory -------------------------------------------------------------------------------------------------
 
 
-def _memory(model: nn.Module, fast: dc.Deployed, x: Tensor) -> dict[str, float]:
+def _memory(model: nn.Module, fast: Deployed, x: Tensor) -> dict[str, float]:
     """Weights and peak activations over the source's: at full capacity and with every width in the batch."""
     own = _bytes(model) + peak(lambda: model(x))
     width = fast.choices["width"].width
@@ -248,7 +248,7 @@ class _Alive(TorchDispatchMode):
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 # -- inputs -------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -249,6 +251,31 @@ def test_new_weights_and_dtypes_reach_what_was_made() -> None:
     assert relative(before, after) > 1e-2
     assert relative(dc.deploy(fast).run(x, policy=dc.Smallest())[0], after) < 1e-6
     assert relative(after, fast.double().run(x.double(), policy=dc.Smallest())[0]) < 1e-5
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("memory", ["shared", "packed"])
+def test_memory_stays_flat_over_many_batches(memory: Any) -> None:
+    """10,000 batches of random sizes and routes; what the last one gives is what it gave at first."""
+    (x,) = subject(handmade.resnet).args
+    dyn = undecided(made(handmade.resnet, f"{SLICED}; lcnet(channels=False)"), (x,))
+    fast, random = dc.deploy(dyn, memory=memory), torch.Generator().manual_seed(0)
+    images = torch.randn(32, *x.shape[1:], generator=random)
+    first, middle = fast(images), 0
+    for step in range(10_000):
+        rows = int(torch.randint(1, 9, (1,), generator=random))
+        policy = dc.Learned() if step % 2 else dc.Sampled(step, per_sample=True)
+        fast.run(images[torch.randint(32, (rows,), generator=random)], policy=policy)
+        if step == 5_000:
+            middle = resident()
+    assert resident() - middle < 16 * 2**20
+    assert torch.equal(fast(images), first)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 # -- groups are moved up ------------------------------------------------------------------------------------

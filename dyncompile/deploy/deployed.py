@@ -120,7 +120,7 @@ class Deployed(DynamicModel):
 
     @property
     def compiled_graphs(self) -> int:
-        """Graphs that torch.compile was given so far; at most `max_graphs`."""
+        """Graphs that torch.compile was given since the weights last changed; at most `max_graphs`."""
         return self.regions.graphs
 
     def train(self, mode: bool = True) -> Deployed:
@@ -191,6 +191,7 @@ class Deployed(DynamicModel):
         """Drop everything made of the state: its tensors may be others now."""
         with self._shop.lock:
             self._shop.copies.clear()
+            self.regions.forget()
             for model in (self, *(() if self.by_size is None else self.by_size.models)):
                 assert isinstance(model, Deployed)
                 model._whole.clear()

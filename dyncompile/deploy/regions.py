@@ -76,6 +76,11 @@ class Regions:
         """A folded graph as a function; nothing is compiled yet."""
         return bind_graph(_Splitter(graph, name, tensors, self).run(), name, tensors)
 
+    def forget(self) -> None:
+        """Count from zero: what was compiled belonged to weights that are no longer the model's."""
+        with self.lock:
+            self.graphs = self.refused = 0
+
     def grants(self) -> bool:
         """Whether another graph may be compiled; counts it. Called with the lock held."""
         granted = self.graphs < self.limit
