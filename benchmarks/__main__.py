@@ -12,6 +12,7 @@ from rich.progress import track
 from benchmarks import (
     checkpoints,
     conversion,
+    deployment,
     fuzz,
     latency,
     resolution,
@@ -31,8 +32,13 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "synthesis": synthesis.run,
     "resolution": resolution.run,
     "latency": latency.run,
+    "deployment": deployment.run,
 }
-LONG: Mapping[str, Callable[[], dict[str, Any]]] = {"checkpoints": checkpoints.run, "fuzz": fuzz.run}
+LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "checkpoints": checkpoints.run,
+    "fuzz": fuzz.run,
+    "deployment_compiled": deployment.compiled,
+}
 """Run by name only: they need other packages, or an hour."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, fx, nn
@@ -14,6 +14,9 @@ from dyncompile.torchlib import own_buffers, own_modules, own_parameters
 
 GraphForward = Callable[..., Sequence[Any]]
 """``forward(*graph inputs)`` -> flat outputs."""
+
+Compiler = Callable[[fx.Graph, str, nn.Module], GraphForward]
+"""``compile(graph, name, state)``: how the graphs of a model become functions, see `compile_graph`."""
 
 _Slot = tuple[dict[str, Any], str]
 """Where a tensor is registered: a module's live dictionary, and its key there."""
@@ -25,13 +28,8 @@ def compile_graph(graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
     State is looked up in the modules' dictionaries: a dotted path of attributes would take longer than many
     an operator.
     """
-    graph, slots = _with_state_as_input(graph, state)
-    code = graph.python_code("self")
-    namespace: dict[str, Any] = dict(code.globals)
-    filename = f"<dyncompile {name} graph {id(graph):x}>"
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
-    exec(compile(code.src, filename, "exec"), namespace)
-    function = cast(GraphForward, namespace["forward"])
+    function, names = _function(graph, name)
+    slots = [_slot(state, one) for one in names]
 
     def forward(*inputs: Any) -> Sequence[Any]:
         return function(None, [registered[key] for registered, key in slots], *inputs)
@@ -39,8 +37,30 @@ def compile_graph(graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
     return forward
 
 
-def _with_state_as_input(source: fx.Graph, state: nn.Module) -> tuple[fx.Graph, list[_Slot]]:
-    """A copy whose first input is the list of tensors that it reads, and where to find each."""
+def bind_graph(graph: fx.Graph, name: str, tensors: Mapping[str, Tensor]) -> GraphForward:
+    """A graph as a function that reads these very tensors, by the names of its state."""
+    function, names = _function(graph, name)
+    own = [tensors[one] for one in names]
+
+    def forward(*inputs: Any) -> Sequence[Any]:
+        return function(None, own, *inputs)
+
+    return forward
+
+
+def _function(graph: fx.Graph, name: str) -> tuple[GraphForward, list[str]]:
+    """``(None, state, *inputs)`` -> outputs, and the names of the state in its order."""
+    graph, names = _with_state_as_input(graph)
+    code = graph.python_code("self")
+    namespace: dict[str, Any] = dict(code.globals)
+    filename = f"<dyncompile {name} graph {id(graph):x}>"
+    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    exec(compile(code.src, filename, "exec"), namespace)
+    return cast(GraphForward, namespace["forward"]), names
+
+
+def _with_state_as_input(source: fx.Graph) -> tuple[fx.Graph, list[str]]:
+    """A copy whose first input is the list of tensors that it reads, and their names."""
     graph = copy_graph(source)
     first = next(iter(graph.nodes))
     with graph.inserting_before(first):
@@ -52,7 +72,7 @@ def _with_state_as_input(source: fx.Graph, state: nn.Module) -> tuple[fx.Graph, 
             read = graph.call_function(operator.getitem, (tensors, at))
         node.replace_all_uses_with(read)
         graph.erase_node(node)
-    return graph, [_slot(state, name) for name in slots]
+    return graph, list(slots)
 
 
 def _slot(state: nn.Module, name: str) -> _Slot:

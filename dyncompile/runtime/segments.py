@@ -28,7 +28,7 @@ from dyncompile.analysis.skips import Alternative, Skip, find_skips
 from dyncompile.program import POLICY, Program
 from dyncompile.runtime import ops
 from dyncompile.runtime.branches import Branch, Join
-from dyncompile.runtime.compiled import GraphForward, compile_graph
+from dyncompile.runtime.compiled import Compiler, GraphForward, compile_graph
 from dyncompile.runtime.rows import batch_axis
 
 aten = torch.ops.aten
@@ -66,15 +66,19 @@ class Segment:
     outlets: Mapping[str, Outlet]
 
 
-def cut(graph: fx.Graph, types: Mapping[str, Type], program: Program) -> list[Segment]:
+def cut(
+    graph: fx.Graph, types: Mapping[str, Type], program: Program, compiler: Compiler = compile_graph
+) -> list[Segment]:
     """The segments of a program's graph; a single one where nothing is decided after the inputs."""
-    return _Cutter(graph, types, program).segments()
+    return _Cutter(graph, types, program, compiler).segments()
 
 
 class _Cutter:
-    def __init__(self, graph: fx.Graph, types: Mapping[str, Type], program: Program) -> None:
+    def __init__(
+        self, graph: fx.Graph, types: Mapping[str, Type], program: Program, compiler: Compiler
+    ) -> None:
         self._graph, self.types, self._sized = graph, types, program.sized
-        self.state = program.state
+        self.state, self.compiler = program.state, compiler
         self._parting = parting(graph)
         self._home: dict[fx.Node, int] = {}
         self._decisions: list[list[fx.Node]] = [[]]
@@ -314,7 +318,9 @@ class _Piece:
         kept = None if skip.kept is None else self._operand(skip.kept)
         operands = [self._operand(node) for node in (decision, *taken)]
         arguments = (self._policy, operands[0], kept, *operands[1:])
-        self._env[skip.last] = self._graph.call_function(join.named(f"join_{skip.exit}"), arguments)
+        new = self._graph.call_function(join.named(f"join_{skip.exit}"), arguments)
+        new.meta = dict(skip.last.meta)
+        self._env[skip.last] = new
 
     def _body_of(self, skip: Skip, one: Alternative) -> _Piece:
         own, name = self._cutter.body_of(skip, one), f"body of {one.output}"
@@ -330,6 +336,7 @@ class _Piece:
     def _take(self, node: fx.Node) -> None:
         with self._graph.inserting_after(self._last_input):
             self._last_input = self._graph.placeholder(node.name)
+        self._last_input.meta = dict(node.meta)
         self.inputs[node] = self._env[node] = self._last_input
 
     def compiled(self, gives: Sequence[fx.Node]) -> GraphForward:
@@ -337,7 +344,7 @@ class _Piece:
         if not any(node.op == "output" for node in self._graph.nodes):
             self._graph.output(tuple(self._env[node] for node in gives))
         self._graph.lint()
-        return compile_graph(self._graph, self._name, self._cutter.state)
+        return self._cutter.compiler(self._graph, self._name, self._cutter.state)
 
 
 def parting(graph: fx.Graph) -> set[str]:
