@@ -20,6 +20,7 @@ from benchmarks import (
     training_step,
     widths,
 )
+from benchmarks.multiscale import report as multiscale
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "conversion": conversion.run,
@@ -30,8 +31,12 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "synthesis": synthesis.run,
     "resolution": resolution.run,
 }
-LONG: Mapping[str, Callable[[], dict[str, Any]]] = {"checkpoints": checkpoints.run, "fuzz": fuzz.run}
-"""Run by name only: they need other packages, or an hour."""
+LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "checkpoints": checkpoints.run,
+    "fuzz": fuzz.run,
+    "multiscale": multiscale.run,
+}
+"""Run by name only: they need other packages, data, or an hour."""
 
 
 def main(names: list[str]) -> int:
