@@ -22,6 +22,7 @@ from benchmarks import (
     training_step,
     widths,
 )
+from benchmarks.multiscale import report as multiscale
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "conversion": conversion.run,
@@ -38,8 +39,9 @@ LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "checkpoints": checkpoints.run,
     "fuzz": fuzz.run,
     "deployment_compiled": deployment.compiled,
+    "multiscale": multiscale.run,
 }
-"""Run by name only: they need other packages, or an hour."""
+"""Run by name only: they need other packages, data, or an hour."""
 
 
 def main(names: list[str]) -> int:

@@ -1,4 +1,9 @@
-"""Graphs as Python functions."""
+"""Graphs as Python functions.
+
+Batch norms that learn make an exception for one value per channel, as a group of one row over a map of one
+position gives: it has no variance (torch's operator stores NaN as the running one), so it is normalized by
+the statistics that there are, and these stay.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,10 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
+from dyncompile.analysis.dims.call import bind
 from dyncompile.program import copy_graph
 from dyncompile.torchlib import own_buffers, own_modules, own_parameters
 
@@ -20,6 +27,8 @@ Compiler = Callable[[fx.Graph, str, nn.Module], GraphForward]
 
 _Slot = tuple[dict[str, Any], str]
 """Where a tensor is registered: a module's live dictionary, and its key there."""
+
+_BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 def compile_graph(graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
@@ -72,7 +81,23 @@ def _with_state_as_input(source: fx.Graph) -> tuple[fx.Graph, list[str]]:
             read = graph.call_function(operator.getitem, (tensors, at))
         node.replace_all_uses_with(read)
         graph.erase_node(node)
+    for node in graph.nodes:
+        if node.target is _BATCH_NORM and bind(node)["training"] is True:
+            node.target = _learning_batch_norm
     return graph, list(slots)
+
+
+def _learning_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    training: bool,
+    *rest: Any,
+) -> Tensor:
+    learns = mean is None or x.numel() != x.shape[1]
+    return _BATCH_NORM(x, weight, bias, mean, variance, training and learns, *rest)
 
 
 def _slot(state: nn.Module, name: str) -> _Slot:
