@@ -169,3 +169,19 @@ def test_tied_name_may_be_left_out() -> None:
 
 def test_counters_of_old_batch_norms_may_be_left_out(state: dict[str, Tensor]) -> None:
     load_state(conv_net()[0], {name: v for name, v in state.items() if "num_batches" not in name})
+
+
+class Grown:
+    """Unpickling this takes as much memory as it says."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (1 << 40,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_number_cannot_ask_for_memory(legacy: bool, tmp_path: Path) -> None:
+    """Torch's reader makes bytearrays of any length from a few bytes."""
+    state = {"w": torch.zeros(1), "x": Grown()}
+    torch.save(state, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(dc.CheckpointError, match="bytearray, whose size nothing bounds"):
+        read_state_dict(tmp_path / "w.pt")

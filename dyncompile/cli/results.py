@@ -12,8 +12,9 @@ from dyncompile.checkpoint import is_ours, read_description
 from dyncompile.cli.app import AsJson, Deviation, Mean, Saved, SourceModel, app, examples
 from dyncompile.cli.data import load_data
 from dyncompile.cli.models import open_model
-from dyncompile.cli.output import busy, errors_as_panels, say
+from dyncompile.cli.output import busy, errors_as_panels, progress, say
 from dyncompile.cli.training import TRAINING
+from dyncompile.errors import InputError
 from dyncompile.files import current, replace_file
 from dyncompile.report.html import build_report
 from dyncompile.train.history import read_history
@@ -96,9 +97,13 @@ def report(
         with busy(f"loading {model}"):
             dyn = open_model(model, source)
         sets = None if data is None else load_data(data, dyn, mean, deviation)
-        with busy("measuring, writing"):
-            chosen = None if sets is None else sets.validation if sets.validation is not None else sets.train
-            page = build_report(dyn, chosen, read_history(model / TRAINING, ""))
-            path = output or model / "report.html"
+        chosen = None if sets is None else sets.validation if sets.validation is not None else sets.train
+        with progress() as watch:
+            title = read_description(model)["source"] or model.resolve().name
+            page = build_report(dyn, chosen, read_history(model / TRAINING, ""), title=title, watch=watch)
+        path = output or model / "report.html"
+        try:
             replace_file(path, page.encode())
+        except OSError as error:
+            raise InputError(f"the page cannot be written: {error}", where=str(path)) from None
         say(f"written: {path}")
