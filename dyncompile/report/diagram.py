@@ -15,14 +15,28 @@ from dataclasses import dataclass
 from html import escape
 
 from dyncompile.report.blocks import TIMES
-from dyncompile.report.network import HOWS, Block, Decider, Network
+from dyncompile.report.network import (
+    CHANNELS,
+    EXIT,
+    HOWS,
+    KERNEL,
+    PATHS,
+    SIZE,
+    SKIP,
+    WIDTH,
+    Block,
+    Decider,
+    Network,
+)
 from dyncompile.report.sections import percent
 
-WIDTH = 1080
+_WIDTH = 1080
 _TRUNK, _LEFT, _BOX, _RIGHT = 30, 14, 56, 452
 _LANE, _STEP = 474, 15
 _BAR, _BAR_WIDTH = 880, 130
 _ROW, _SHORT, _LINE = 46, 30, 15
+_COLORS = (SKIP, PATHS, WIDTH, CHANNELS, KERNEL, EXIT, SIZE)
+"""What a block is colored by, the most telling first: exits and sizes act on most of a network."""
 _NAME, _WORDS = 34, 60
 """Characters of a block's name and of its operations that fit."""
 
@@ -60,7 +74,7 @@ def draw(network: Network) -> str:
         elif row.title:
             parts += _title(row)
     return (
-        f"<svg class='network' viewBox='0 0 {WIDTH} {height:g}' role='img' "
+        f"<svg class='network' viewBox='0 0 {_WIDTH} {height:g}' role='img' "
         f"aria-label='The network from input to output'>{''.join(parts)}</svg>"
     )
 
@@ -165,7 +179,7 @@ def _title(row: _Row) -> Iterator[str]:
     end = not row.title.startswith("stage")
     if not end:
         yield (
-            f"<path class='rule' d='M{_BOX} {row.middle:g} H{WIDTH}'/><rect class='ground' x='{_BOX}' "
+            f"<path class='rule' d='M{_BOX} {row.middle:g} H{_WIDTH}'/><rect class='ground' x='{_BOX}' "
             f"y='{row.top + 6:g}' width='{8 * len(row.title) + 4}' height='18'/>"
             f"<text class='faint' x='{_BOX}' y='{row.middle + 4:g}'>{escape(row.title)}</text>"
         )
@@ -188,7 +202,7 @@ def _block(
 ) -> Iterator[str]:
     block = network.blocks[row.block]
     acting = [(n, one) for n, one in enumerate(network.deciders) if row.block in one.acts]
-    hows = list(dict.fromkeys(how for _, one in acting for how in one.acts[row.block]))
+    hows = sorted({how for _, one in acting for how in one.acts[row.block]}, key=_COLORS.index)
     yield from _box(block, row, hows)
     yield from _acts(acting, row, lanes, inline)
     notes = [one for number, one in acting if inline[number]]
@@ -246,7 +260,7 @@ def _box(block: Block, row: _Row, hows: Sequence[str]) -> Iterator[str]:
 
 def _words(block: Block) -> str:
     words = " · ".join(block.operations) or "no contraction"
-    return f"{words}   shortcut {' · '.join(block.shortcut)}" if block.shortcut else words
+    return f"{words}; shortcut {' · '.join(block.shortcut)}" if block.shortcut else words
 
 
 def _acts(
@@ -270,7 +284,7 @@ def _acts(
 
 
 def _decision(one: Decider, row: _Row, lane: int, text_at: float) -> Iterator[str]:
-    x, room = _LANE + _STEP * lane, int((WIDTH - text_at) / 6.4)
+    x, room = _LANE + _STEP * lane, int((_WIDTH - text_at) / 6.4)
     y = row.middle
     label = _short(one.label, room // 2)
     yield (
@@ -301,7 +315,7 @@ def _bar(block: Block, row: _Row, most: float, color: str) -> Iterator[str]:
         f"</title>"
         f"<rect class='bar rest' x='{_BAR}' y='{y:g}' width='{full:.1f}' height='10' rx='2'/>"
         f"<rect class='bar moved {color}' x='{_BAR}' y='{y:g}' width='{moved:.1f}' height='10' rx='2'/>"
-        f"<text class='faint end-at' x='{WIDTH - 4}' y='{row.middle + 4:g}'>{percent(block.macs)}</text></g>"
+        f"<text class='faint end-at' x='{_WIDTH - 4}' y='{row.middle + 4:g}'>{percent(block.macs)}</text></g>"
     )
 
 
