@@ -46,7 +46,10 @@ class Axis:
 
 
 def around(name: str, values: Sequence[float], *, percent: bool = False, zero: bool = False) -> Axis:
-    """An axis with some room around `values`; with `zero` it begins there. Shares end at 100 % at most."""
+    """An axis with some room around `values`, which are finite; with `zero` it begins there.
+
+    Shares end at 100 % at most.
+    """
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     room = (high - low) * 0.12 or abs(high) * 0.05 or 0.05
     top = min(high + room, 1.0) if percent and high <= 1 else high + room

@@ -103,13 +103,13 @@ def _deciders(network: Network, place: Mapping[int, int]) -> tuple[Decider, ...]
             count=sum(one.count for one in group),
             after=after,
             acts={place[i]: hows for one in group for i, hows in one.acts.items()},
-            by=group[0].by if len(group) == 1 else fold_words([one.by for one in group]),
+            by=group[0].by if len(group) == 1 else _fold_words([one.by for one in group]),
         )
         for (after, _), group in alike.items()
     )
 
 
-def fold_words(texts: Sequence[str]) -> str:
+def _fold_words(texts: Sequence[str]) -> str:
     """One text for several: a pattern where they differ in numbers only, else the first of them."""
     same = {template(text) for text in texts}
     return fold(texts) if len(same) == 1 else f"{texts[0]} and {len(texts) - 1} more"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -15,6 +16,7 @@ from dyncompile.report.network import network_of
 from dyncompile.report.outcome import outcome, summary
 from dyncompile.report.results import Watch, measure
 from dyncompile.report.sections import Section, percent, quantity, sections
+from dyncompile.report.tables import table
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.history import History
 
@@ -141,25 +143,6 @@ def _section(section: Section) -> str:
     return table(section.columns, rows)
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str | tuple[str, ...]]], numbers: Sequence[int] = ()
-) -> str:
-    """A table; cells that are tuples have their details below, columns in `numbers` stand to the right."""
-    kinds = [" class='number'" if i in numbers else "" for i in range(max(len(columns), *numbers, 1) + 8)]
-    head = "".join(f"<th{kinds[i]}>{escape(name)}</th>" for i, name in enumerate(columns))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kinds[i]}>{_cell(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f"<table>{f'<tr>{head}</tr>' if columns else ''}{body}</table>"
-
-
-def _cell(cell: str | tuple[str, ...]) -> str:
-    if isinstance(cell, str):
-        return escape(cell)
-    return escape(cell[0]) + "".join(f"<small>{escape(detail)}</small>" for detail in cell[1:])
-
-
 # -- training ---------------------------------------------------------------------------------------
 
 
@@ -190,7 +173,8 @@ def _losses(history: History) -> str:
     stride = max(len(history.steps) // _STEPS, 1)
     lines: dict[str, list[tuple[float, float]]] = {}
     for record in history.steps[::stride]:
-        lines.setdefault(record.phase, []).append((float(record.step), record.loss))
+        if math.isfinite(record.loss):
+            lines.setdefault(record.phase, []).append((float(record.step), record.loss))
     values = [loss for line in lines.values() for _, loss in line]
     series = [Series("gated" if n % 2 else "skip", line, dots=False) for n, line in enumerate(lines.values())]
     marks = [(line[0][0], phase) for phase, line in lines.items()]

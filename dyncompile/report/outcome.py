@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from html import escape
 
-from dyncompile.report.charts import Series, around, plot
+from dyncompile.report.charts import Axis, Series, around, plot
 from dyncompile.report.evaluation import Evaluation
 from dyncompile.report.explanation import Explanation
 from dyncompile.report.results import LEARNED, Results
 from dyncompile.report.samples import Sample, data_uri
 from dyncompile.report.sections import percent, quantity
+from dyncompile.report.tables import table
 from dyncompile.runtime.model import DynamicModel
 
 _COARSE = 64
@@ -55,21 +56,11 @@ def _tradeoff(results: Results) -> Iterator[str]:
         yield "<span><i class='key gated'></i>decided per sample</span>"
     yield "</p>"
     every = [*results.fixed.values(), *results.shifted, *([results.learned] if results.learned else [])]
-    x = around("MACs", [one.macs for one in every], percent=False, zero=True)
-    x = type(x)(x.name, 0.0, x.high, percent=True)
+    x = Axis("MACs", 0.0, 1.1 * max(one.macs for one in every), percent=True)
     yield plot(x, around("accuracy", [one.accuracy for one in every], percent=True), list(_series(results)))
-    rows = [(name, one) for name, one in results.fixed.items()]
-    if results.learned is not None:
-        rows.append((LEARNED, results.learned))
-    cells = "".join(
-        f"<tr><td>{escape(name)}</td><td class='number'>{percent(one.macs)}</td>"
-        f"<td class='number'>{percent(one.accuracy)}</td></tr>"
-        for name, one in rows
-    )
-    yield (
-        "<table><tr><th>decided by</th><th class='number'>MACs</th><th class='number'>accuracy</th></tr>"
-        f"{cells}</table>"
-    )
+    named = {**results.fixed, **({LEARNED: results.learned} if results.learned else {})}
+    rows = ((name, percent(one.macs), percent(one.accuracy)) for name, one in named.items())
+    yield table(("decided by", "MACs", "accuracy"), rows, numbers=(1, 2))
 
 
 def _series(results: Results) -> Iterator[Series]:
