@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def test_torchvision_model(capsys: pytest.CaptureFixture[str]) -> None:
 def test_huggingface_trainer(capsys: pytest.CaptureFixture[str]) -> None:
     assert importlib.import_module("examples.huggingface_trainer").main(steps=30) < 0.69
     assert "at the smallest width" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
+def test_lightning_module(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():  # of Lightning's, about workers and intervals of logging
+        warnings.simplefilter("ignore")
+        assert importlib.import_module("examples.lightning_module").main() > 0.6
+    assert "right at the smallest width" in capsys.readouterr().out
 
 
 def test_segmentation(capsys: pytest.CaptureFixture[str]) -> None:
