@@ -12,6 +12,7 @@ from rich.progress import track
 from benchmarks import (
     checkpoints,
     conversion,
+    coverage,
     fuzz,
     resolution,
     routing,
@@ -30,7 +31,11 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "synthesis": synthesis.run,
     "resolution": resolution.run,
 }
-LONG: Mapping[str, Callable[[], dict[str, Any]]] = {"checkpoints": checkpoints.run, "fuzz": fuzz.run}
+LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "checkpoints": checkpoints.run,
+    "coverage": coverage.run,
+    "fuzz": fuzz.run,
+}
 """Run by name only: they need other packages, or an hour."""
 
 
