@@ -12,6 +12,7 @@ from rich.progress import track
 from benchmarks import (
     checkpoints,
     conversion,
+    counting,
     coverage,
     fuzz,
     resolution,
@@ -24,6 +25,7 @@ from benchmarks import (
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "conversion": conversion.run,
+    "counting": counting.run,
     "widths": widths.run,
     "training_step": training_step.run,
     "skipping": skipping.run,
