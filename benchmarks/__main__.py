@@ -15,6 +15,7 @@ from benchmarks import (
     counting,
     coverage,
     fuzz,
+    latency,
     resolution,
     routing,
     skipping,
@@ -32,6 +33,7 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "routing": routing.run,
     "synthesis": synthesis.run,
     "resolution": resolution.run,
+    "latency": latency.run,
 }
 LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "checkpoints": checkpoints.run,

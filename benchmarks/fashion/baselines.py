@@ -23,7 +23,7 @@ _DECAY = 0.02
 class Training:
     """Settings of a static training: AdamW, a rate that rises for a tenth of the steps and falls to zero.
 
-    Images move by up to `shift` pixels.
+    Images move by up to `shift` pixels; an epoch takes `images` of them, None takes all.
     """
 
     epochs: int
@@ -31,6 +31,7 @@ class Training:
     batch: int
     seed: int
     shift: int
+    images: int | None = None
 
 
 def train(net: nn.Module, data: Data, asked: Training, watch: Watch = lambda done, steps: None) -> float:
@@ -39,7 +40,7 @@ def train(net: nn.Module, data: Data, asked: Training, watch: Watch = lambda don
     Returns:
         its validation accuracy.
     """
-    batches = Batches.seeded(data.train, asked.batch, asked.seed, asked.shift)
+    batches = Batches.seeded(data.train, asked.batch, asked.seed, asked.shift, asked.images)
     steps = asked.epochs * len(batches)
     optimizer = torch.optim.AdamW(net.parameters(), asked.rate, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, asked.rate, steps, pct_start=_WARM_UP)

@@ -11,6 +11,7 @@ from benchmarks.fashion.summary import FOLDER, Key, Result, read
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 420, 60, 40, 150, 50
 SERIES = {
     "learned": "#0b62a4",
+    "other thresholds": "#8fb8de",
     "static": "#c0392b",
     "fixed routes": "#7f8c8d",
     "random routes": "#e67e22",
@@ -42,6 +43,7 @@ def points(runs: Sequence[Result]) -> dict[str, list[Point]]:
         series["learned"].append((dynamic["share"], dynamic["accuracy"]))
         series["random routes"].append((dynamic["path_share"], run["random"]["accuracy"]))
         series["fixed routes"] += [(row["share"], row["accuracy"]) for row in run["fixed"]]
+        series["other thresholds"] += [(row["share"], row["accuracy"]) for row in run.get("curve", ())]
         series["static"].append((run["static"][0]["share"], run["static"][0]["accuracy"]))
         series["full"] += [(row["share"], row["accuracy"]) for row in (run["source"], run["static"][1])]
     return series
