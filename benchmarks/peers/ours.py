@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -11,11 +12,12 @@ from benchmarks.peers.subject import Converted
 from dyncompile.analysis.facts import Facts, analyze
 from dyncompile.analysis.skips import find_skips
 from dyncompile.capture import capture
+from dyncompile.errors import NoSiteError
 from dyncompile.pipeline import apply_passes
 from dyncompile.spec import parse_spec, parse_specs
 
-METHOD = ("dsnet", "lcnet(channels=False)")
-"""One for all models: a gate decides one width for the network, gates decide every residual branch."""
+WIDTHS, BRANCHES = "dsnet", "lcnet(channels=False)"
+"""For all models: a gate decides one width for the network; gates decide every residual branch there is."""
 SUPERNET = "dsnet(gate=False, embedding=True)"
 """Widths as the peers have them, by policy: what stands before a gate or under a layer norm moves, too."""
 
@@ -23,7 +25,10 @@ SUPERNET = "dsnet(gate=False, embedding=True)"
 def convert(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Converted:
     """See `benchmarks.peers.subject.Contender`. In two steps what `dynamize` does in one."""
     program = capture(model, args, kwargs)
-    dyn = dc.DynamicModel(apply_passes(program, parse_specs(METHOD, {}))).eval()
+    edited = apply_passes(program, parse_specs(WIDTHS, {}))
+    with suppress(NoSiteError):  # VGG and its like have no branches
+        edited = apply_passes(edited, parse_specs(BRANCHES, {}))
+    dyn = dc.DynamicModel(edited).eval()
 
     def supernet() -> frozenset[str]:
         facts = analyze(program)
