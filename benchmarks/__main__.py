@@ -12,6 +12,8 @@ from rich.progress import track
 from benchmarks import (
     checkpoints,
     conversion,
+    counting,
+    coverage,
     deployment,
     fuzz,
     latency,
@@ -26,6 +28,7 @@ from benchmarks.multiscale import report as multiscale
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "conversion": conversion.run,
+    "counting": counting.run,
     "widths": widths.run,
     "training_step": training_step.run,
     "skipping": skipping.run,
@@ -37,6 +40,7 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
 }
 LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "checkpoints": checkpoints.run,
+    "coverage": coverage.run,
     "fuzz": fuzz.run,
     "deployment_compiled": deployment.compiled,
     "multiscale": multiscale.run,
