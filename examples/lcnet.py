@@ -1,0 +1,31 @@
+"""Skip layers and channels per image: ``python -m examples.lcnet`` (needs scikit-learn)."""
+
+from __future__ import annotations
+
+import torch
+
+import dyncompile as dc
+from dyncompile.train import Optimization
+from examples.digits import digits, measured, trained
+from examples.picture import draw
+
+
+def main(epochs: int = 6) -> None:
+    """From a trained network to one that spends half of the MACs."""
+    torch.set_num_threads(1)
+    train, validation, test = digits()
+    source = trained(train)
+    dyn = dc.dynamize(source, "lcnet(grid=2)", test.tensors[0][:2])
+    before = measured(dyn, test, dc.Full())
+    recipe = dc.recipes.lcnet(target=0.5, joint_epochs=epochs, base=Optimization(rate=3e-3, decay=1e-2))
+    dc.fit(dyn, recipe, train, validation)
+    points = {
+        "source": before,
+        "everything kept": measured(dyn, test, dc.Full()),
+        "learned": measured(dyn, test, dc.Learned()),
+    }
+    draw("lcnet", "LC-Net: layers and channels per digit", points, dyn, test)
+
+
+if __name__ == "__main__":
+    main()
