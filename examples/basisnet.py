@@ -14,7 +14,7 @@ def main(epochs: int = 6) -> None:
     """Train preview and bases; then let the preview answer where it is confident."""
     torch.set_num_threads(1)
     train, validation, test = digits(pixels=16)
-    source = trained(train)
+    source = trained(train, epochs)
     dyn = dc.dynamize(source, "basisnet(bases=4, width=0.5, resolution=0.5)", test.tensors[0][:2])
     before = measured(dyn, test, dc.Full())
     dc.fit(

@@ -29,7 +29,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
-def trained(data: TensorDataset, epochs: int = 5) -> nn.Module:
+def trained(data: TensorDataset, epochs: int) -> nn.Module:
     """`network`, trained in plain PyTorch: what a user comes with."""
     torch.manual_seed(0)
     net = network()

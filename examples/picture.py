@@ -25,13 +25,12 @@ def draw(
     for label, (share, accuracy) in points.items():
         print(f"{label:>22}: {accuracy:.1%} at {share:.0%} of the MACs")
     cheap, dear = extremes(dyn, data)
-    rows = (("least", cheap), ("most", dear[::-1]))
-    parts = [*_plot(title, points), *(line for i, row in enumerate(rows) for line in _images(i, *row))]
+    parts = [*_plot(title, points), *_images(0, "least", cheap), *_images(1, "most", dear)]
     size = f'width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12"'
     path = Path("out", "examples", f"{name}.svg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = "\n".join(['<rect width="100%" height="100%" fill="white"/>', *parts])
-    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{body}\n</svg>\n')
+    body = "\n".join(['<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>"])
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{body}\n')
     print(f"picture: {path}")
     return path
 
@@ -39,15 +38,16 @@ def draw(
 def _plot(title: str, points: Mapping[str, tuple[float, float]]) -> Iterator[str]:
     low = min(accuracy for _, accuracy in points.values()) - 0.01
     most = max(1.0, *(share for share, _ in points.values()))
-    base, reach = TOP + PLOT, WIDTH - LEFT - 130
+    base, reach = TOP + PLOT, WIDTH - LEFT - 180
     yield f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>'
     yield f'<path d="M{LEFT} {TOP} V{base} H{LEFT + reach}" stroke="#999" fill="none"/>'
-    yield f'<text x="{LEFT}" y="{TOP - 8}">accuracy, {low:.1%} to 100 %; MACs, 0 to {most:.0%}</text>'
+    yield f'<text x="{LEFT}" y="{TOP - 8}">accuracy from {low:.1%} to 100 %, MACs from 0 to {most:.0%}</text>'
     for label, (share, accuracy) in points.items():
         x, y = LEFT + reach * share / most, base - PLOT * (accuracy - low) / (1 - low)
         color = "#c0392b" if label == "learned" else "#0b62a4"
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{color}"/>'
-        yield f'<text x="{x + 8:.1f}" y="{y + 4:.1f}" fill="{color}">{escape(label)}</text>'
+        said = f"{label}: {accuracy:.1%}, {share:.0%}"
+        yield f'<text x="{x + 8:.1f}" y="{y + 4:.1f}" fill="{color}">{escape(said)}</text>'
 
 
 def _images(row: int, word: str, samples: Sequence[Sample]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from examples.digits import network as build
 from examples.picture import draw
 
 
-def main(epochs: int = 4) -> None:
+def main(epochs: int = 3) -> None:
     """Three sizes share one network; batch norms are private. Then the predictor learns to pick."""
     torch.set_num_threads(1)
     torch.manual_seed(0)

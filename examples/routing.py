@@ -14,7 +14,7 @@ def main(epochs: int = 4) -> None:
     """From a trained network to one whose routers spend half of the MACs."""
     torch.set_num_threads(1)
     train, validation, test = digits()
-    source = trained(train)
+    source = trained(train, epochs)
     spec = "routing(candidates=('identity', 'separable3', 'narrow'), grid=2)"
     dyn = dc.dynamize(source, spec, test.tensors[0][:2])
     before = measured(dyn, test, dc.Full())

@@ -7,6 +7,7 @@ out: they name mailing lists and dates, and those alone tell ham from spam in th
 from __future__ import annotations
 
 import email
+import email.errors
 import email.header
 import html
 import re

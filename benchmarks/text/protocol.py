@@ -28,6 +28,7 @@ from benchmarks.text.data import PER_GROUP, TOKENS, Data
 from benchmarks.text.methods import EFFORTS, METHODS, Effort, Method
 from benchmarks.text.network import LAYERS, Training, build, train
 from dyncompile.latency import compare
+from dyncompile.train import History
 
 T = TypeVar("T")
 WORK = Path(__file__).parents[2] / "out" / "text"
@@ -157,7 +158,7 @@ class Protocol:
             "calibration": history.calibration,
         }
 
-    def _fit(self, dyn: dc.DynamicModel, recipe: Any, name: str) -> dc.train.History:
+    def _fit(self, dyn: dc.DynamicModel, recipe: Any, name: str) -> History:
         return self._timed(
             name,
             lambda: dc.fit(
