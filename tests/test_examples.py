@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import warnings
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -61,6 +62,36 @@ def test_segmentation(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "equal at full: True" in printed
     assert "[2, 3, 64, 64]" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "points"),
+    [
+        ("exits", 5),
+        pytest.param("lcnet", 3, marks=pytest.mark.zoo),
+        pytest.param("routing", 3, marks=pytest.mark.zoo),
+        pytest.param("resolution", 4, marks=pytest.mark.zoo),
+        pytest.param("basisnet", 3, marks=pytest.mark.zoo),
+    ],
+)
+def test_pictures(name: str, points: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point per policy, the learned one among them, and twelve digits with what they cost."""
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        importlib.import_module(f"examples.{name}").main(epochs=1)
+    root = ElementTree.parse(tmp_path / "out" / "examples" / f"{name}.svg").getroot()
+    found = {
+        kind: root.findall(f"{{http://www.w3.org/2000/svg}}{kind}") for kind in ("circle", "image", "text")
+    }
+    assert len(found["circle"]) == points
+    assert len(found["image"]) == 12
+    texts = [text.text or "" for text in found["text"]]
+    assert sum(text.startswith("learned: ") for text in texts) == 1
+    costs = [int(text.removesuffix("%")) for text in texts if text.removesuffix("%").isdigit()]
+    assert len(costs) == 12
+    assert costs[:6] == sorted(costs[:6])
+    assert costs[5] <= costs[11]
 
 
 def test_examples_are_short() -> None:
