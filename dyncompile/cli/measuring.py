@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dyncompile.checkpoint import PROGRAM
+from dyncompile.checkpoint import PROGRAM, read_description
 from dyncompile.cli.app import (
     METHODS,
     AsJson,
@@ -27,7 +27,7 @@ from dyncompile.cli.app import (
     app,
     examples,
 )
-from dyncompile.cli.data import load_data
+from dyncompile.cli.data import load_data, pixels
 from dyncompile.cli.models import load_model, make_dynamic, open_model
 from dyncompile.cli.output import busy, errors_as_panels, progress, say, show
 from dyncompile.cli.routes import uniform_routes
@@ -136,8 +136,8 @@ def bench(
     ] = None,
     deployed: AsDeployed = False,
     source: SourceModel = None,
-    mean: Mean = 0.5,
-    deviation: Deviation = 0.5,
+    mean: Mean = None,
+    deviation: Deviation = None,
     as_json: AsJson = False,
 ) -> None:
     """Time the dynamic model at full capacity, every route and learned routes, in turns with the source.
@@ -151,7 +151,7 @@ def bench(
             dyn = open_model(model, source)
             batches = [random_inputs(dyn.program, batch_size, device_of(dyn))]
             if data is not None:
-                sets = load_data(data, dyn, mean, deviation)
+                sets = load_data(data, dyn, pixels(mean, deviation, read_description(model)["source"]))
                 chosen = sets.validation if sets.validation is not None else sets.train
                 batches = list(_batches(dyn, chosen, batch_size))
             reference = None if source is None else _reference(dyn, source)
