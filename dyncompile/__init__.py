@@ -21,6 +21,7 @@ from dyncompile.errors import (
     SpecError,
     TrainingError,
 )
+from dyncompile.latency import Latency, Profile, profile
 from dyncompile.pipeline import Pass, Plan, Rejection, Site, dynamize
 from dyncompile.policies import Forced, Full, Learned, Policy, Sampled, Smallest
 from dyncompile.previews import register_preview
@@ -44,11 +45,13 @@ __all__ = [
     "Forced",
     "Full",
     "InputError",
+    "Latency",
     "Learned",
     "NoSiteError",
     "Pass",
     "Plan",
     "Policy",
+    "Profile",
     "Program",
     "Rejection",
     "Report",
@@ -65,6 +68,7 @@ __all__ = [
     "export",
     "fit",
     "load",
+    "profile",
     "recipes",
     "reduce_to_source",
     "register_preview",

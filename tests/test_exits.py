@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import dyncompile as dc
 from dyncompile.exits import OFF, confidence
-from dyncompile.train.calibrate_exit import fitted_temperature
+from dyncompile.train.calibrate_exit import fitted_temperature, outcomes
 from dyncompile.verify.compare import count_macs
 from tests import handmade
 from tests.support import relative, same, subject
@@ -219,6 +219,20 @@ def test_a_threshold_meets_an_accuracy_or_a_budget() -> None:
     assert reached == pytest.approx(budget.share)
 
 
+def test_outcomes_foretell_what_thresholds_do() -> None:
+    dyn, x, labels = graded()
+    before = {name: value.clone() for name, value in dyn.state_dict().items()}
+    found = outcomes(dyn, [(x[:60], labels[:60]), (x[60:], labels[60:])])
+    assert all(torch.equal(before[name], value) for name, value in dyn.state_dict().items())
+    for threshold in (-1.0, float(found.sure.median()), OFF):
+        dyn.get_buffer("dyn.exits.exit.1.threshold").fill_(threshold)
+        out, route = dyn.run(x, policy=dc.Learned())
+        assert torch.equal(route["exit.1"][:, 0] > 0, found.leaving(threshold) == 0)
+        right = float((out.argmax(1) == labels).double().mean())
+        share = float(dyn.spent(route).mean()) / dyn.static_macs
+        assert found.at(threshold) == pytest.approx((right, share))
+
+
 def test_calibration_refuses_and_leaves_thresholds_as_they_were() -> None:
     dyn, x, labels = graded()
     with pytest.raises(dc.SpecError, match="either a target"):
@@ -242,3 +256,24 @@ def test_temperatures_undo_a_scale(scale: float, seed: int) -> None:
     labels = torch.multinomial(logits.softmax(1), 1, generator=random)[:, 0]
     whole = fitted_temperature(logits, labels)
     assert fitted_temperature(logits * scale, labels) == pytest.approx(scale * whole, rel=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [("width", "heads"), ("heads", "width")])
+def test_heads_read_what_other_passes_have_narrowed(order: tuple[str, str]) -> None:
+    """At the smallest width the head after three layers reads leading channels, by its leading columns."""
+    passes = {"width": "dsnet(ratios=(0.5, 1.0), divisor=1, minimum=1)", "heads": "exits(at=(0.75,))"}
+    net, dyn, x = chain([passes[name] for name in order])
+    width = next(choice for choice in dyn.choices.values() if choice.domain is dc.Domain.ONE_HOT)
+    dyn.get_parameter(f"dyn.gates.{width.name}.head.bias").copy_(torch.tensor([9.0, 0.0]))
+    dyn.get_buffer("dyn.exits.exit.1.threshold").fill_(-1)
+    out, route = dyn.run(x, policy=dc.Learned())
+    assert route[width.name].argmax(1).tolist() == [0] * 6
+    assert bool((route["exit.1"] == 1).all())
+    y = F.relu(net.layers[0](x))
+    for layer in list(net.layers)[1:3]:
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.bias is not None
+        y = F.relu(F.conv2d(y, layer.weight[:3, : y.shape[1]], layer.bias[:3], padding=1))
+    weight, bias = head(dyn, "exit.1")
+    assert relative(out, F.linear(y.mean((2, 3)), weight[:, :3], bias)) < 1e-5

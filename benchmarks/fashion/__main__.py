@@ -78,8 +78,11 @@ def plan(
     runs = [
         Run(network, method, target, seed, efforts[network], trial)
         for network, seed, method in itertools.product(networks, seeds or SEEDS, methods)
+        if network in METHODS[method].specs
         for target in targets or METHODS[method].targets
     ]
+    if not runs:
+        raise DyncompileError(f"{', '.join(methods)} cannot be applied to {', '.join(networks)}")
     for run in runs:  # a target that a recipe refuses is refused before anything trains
         METHODS[run.method].recipes(run.effort, run.target)
     return runs

@@ -60,6 +60,7 @@ class Data:
 class Batches:
     """A sized iterable of (images, labels); every pass is another epoch, in random order and augmented.
 
+    An epoch takes `count` images, drawn anew from all of the split; None takes all.
     Images move by up to `shift` pixels. Everything random is drawn from `generator`: whoever seeds it anew,
     as `dyncompile.fit` does before every epoch, gets the same epoch again.
     """
@@ -68,18 +69,22 @@ class Batches:
     size: int
     generator: torch.Generator
     shift: int = SHIFT
+    count: int | None = None
 
     @classmethod
-    def seeded(cls, split: Split, size: int, seed: int, shift: int = SHIFT) -> Batches:
+    def seeded(
+        cls, split: Split, size: int, seed: int, shift: int = SHIFT, count: int | None = None
+    ) -> Batches:
         """With a generator of their own."""
-        return cls(split, size, torch.Generator().manual_seed(seed), shift)
+        return cls(split, size, torch.Generator().manual_seed(seed), shift, count)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.split.labels) / self.size)
+        images = len(self.split.labels)
+        return math.ceil(min(self.count or images, images) / self.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.split.labels), generator=self.generator)
-        for rows in order.split(self.size):
+        for rows in order[: self.count].split(self.size):
             yield augment(self.split.images[rows], self.generator, self.shift), self.split.labels[rows]
 
 

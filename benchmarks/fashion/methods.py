@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import dyncompile as dc
 from benchmarks.fashion.data import SHIFT
-from dyncompile.train.phase import Optimization, Recipe
+from dyncompile.train.early import EarlyLoss
+from dyncompile.train.phase import Optimization, Phase, Recipe
 from dyncompile.train.recipes.parts import Supervision
 
 
@@ -20,6 +21,7 @@ class Effort:
         rate: peak learning rate of the source and of static networks.
         batch: images per training step. shift: pixels that training images move by, at most.
         pairs: interleaved measurements of time. draws: random routings.
+        images: of one epoch, drawn anew from all training images.
         samples: images per part of the data; None takes all.
     """
 
@@ -31,6 +33,7 @@ class Effort:
     shift: int = SHIFT
     pairs: int = 30
     draws: int = 10
+    images: int = 20_000
     samples: int | None = None
 
     @property
@@ -42,12 +45,12 @@ class Effort:
     def key(self) -> str:
         """Names what is kept between runs."""
         epochs = f"e{self.source}.{self.base}.{self.gates}"
-        return f"{epochs}-b{self.batch}-m{self.shift}-r{self.rate:g}-n{self.samples or 'all'}"
+        return f"{epochs}-b{self.batch}-m{self.shift}-r{self.rate:g}-n{self.images}of{self.samples or 'all'}"
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "resnet": Effort(source=8, base=8, gates=5, rate=1e-2, shift=0),
-    "vit": Effort(source=6, base=6, gates=5, rate=2e-3, batch=64, shift=0),
+    "resnet": Effort(source=8, base=6, gates=4, rate=1e-2, shift=0),
+    "vit": Effort(source=8, base=6, gates=4, rate=2e-3, batch=64, shift=0),
 }
 
 
@@ -60,15 +63,18 @@ def quick(effort: Effort) -> Effort:
 class Method:
     """A way to make a network dynamic.
 
+    Samples that may leave early do so by thresholds that are set after training (`dc.calibrate_exit`), by the
+    target; all else meets its target in training.
+
     Attributes:
-        specs: what `dynamize` is given, by network.
+        specs: what `dynamize` is given, by network; networks that are missing refuse the method.
         recipe: what `fit` is given, for an effort and a target share of MACs.
         shared: leading phases of the recipe that do not depend on the target; they are trained once for all.
         base: what these phases are called; methods that agree in spec and shared phases share their training.
         targets: shares of the source's MACs.
     """
 
-    specs: Mapping[str, str]
+    specs: Mapping[str, str | Sequence[str]]
     recipe: Callable[[Effort, float], Recipe]
     shared: int
     base: str
@@ -118,10 +124,13 @@ def _lcnet(effort: Effort, target: float) -> Recipe:
     )
 
 
-def _lc(fields: str) -> Method:
+def _lc(fields: str, targets: tuple[float, ...]) -> Method:
     """Layers and channels, or one of them; nothing is shared between targets."""
-    spec = f"lcnet({fields})"
-    return Method({"resnet": spec, "vit": spec}, _lcnet, shared=0, base="lcnet", targets=(0.7, 0.5, 0.3))
+    specs = dict.fromkeys(EFFORTS, f"lcnet({fields})")
+    return Method(specs, _lcnet, shared=0, base="lcnet", targets=targets)
+
+
+_LAYERS = dict.fromkeys(EFFORTS, "lcnet(channels=False, grid=2)")
 
 
 _ROUTING = {
@@ -144,11 +153,82 @@ def _routing(effort: Effort, target: float) -> Recipe:
     )
 
 
+_RESOLUTION = {"resnet": "resolution(sizes=(14, 20))"}  # the ViT adds positions of 28 pixels: refused
+
+
+def _resolution(effort: Effort, target: float) -> Recipe:
+    return dc.recipes.resolution(
+        target=target,
+        sizes=3,
+        pretrain_epochs=effort.base,
+        joint_epochs=effort.gates,
+        base=Optimization(rate=effort.rate / 2, decay=0.02),
+        gates=Optimization(rate=_GATE_RATE),
+    )
+
+
+_BASISNET = {
+    "resnet": "basisnet(width=0.75, resolution=0.5)",
+    "vit": "basisnet()",  # its preview sees 28 pixels, too
+}
+
+
+def _basisnet(effort: Effort, target: float) -> Recipe:
+    """Both stages together from the trained source, no teacher: as static networks have none."""
+    return dc.recipes.basisnet(
+        epochs=effort.base + effort.gates,
+        base=Optimization(rate=effort.rate / 2, decay=0.02),
+        gates=Optimization(rate=_GATE_RATE),
+    )
+
+
+def _exits(effort: Effort, target: float) -> Recipe:
+    return dc.recipes.exits(
+        epochs=effort.base + effort.gates, base=Optimization(rate=effort.rate / 2, decay=0.02)
+    )
+
+
+def _with_heads(recipe: Recipe) -> Recipe:
+    """Heads learn in every phase in which the network does."""
+    return replace(recipe, phases=tuple(_teaching_heads(phase) for phase in recipe.phases))
+
+
+def _teaching_heads(phase: Phase) -> Phase:
+    if phase.trains == "gates":
+        return phase
+    turns = (
+        replace(turn, terms={**turn.terms, "heads": EarlyLoss()}, execution="dense") for turn in phase.turns
+    )
+    return replace(phase, turns=tuple(turns))
+
+
+def _lcnet_exits(effort: Effort, target: float) -> Recipe:
+    """Skipping takes the root of the target, leaving early the rest of it."""
+    return _with_heads(_lcnet(effort, target**0.5))
+
+
+def _dsnet_exits(effort: Effort, target: float) -> Recipe:
+    return _with_heads(_dsnet_worth(effort, target**0.5))
+
+
+_PLACES = "exits(at=(0.4, 0.7))"
+
+
+def _early(specs: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+    """Early exits behind what the specifications insert."""
+    return {network: (spec, _PLACES) for network, spec in specs.items()}
+
+
 METHODS: Mapping[str, Method] = {
     "dsnet": Method(_DSNET, _dsnet, shared=1, base="dsnet"),
     "dsnet-worth": Method(_DSNET, _dsnet_worth, shared=1, base="dsnet"),
-    "lcnet": _lc("grid=2"),
-    "lcnet-layers": _lc("channels=False, grid=2"),
-    "lcnet-channels": _lc("layers=False, grid=2"),
+    "lcnet": _lc("grid=2", (0.7, 0.5, 0.3)),
+    "lcnet-layers": Method(_LAYERS, _lcnet, shared=0, base="lcnet-layers", targets=(0.5,)),
+    "lcnet-channels": _lc("layers=False, grid=2", (0.5,)),
     "routing": Method(_ROUTING, _routing, shared=1, base="routing"),
+    "resolution": Method(_RESOLUTION, _resolution, shared=1, base="resolution"),
+    "basisnet": Method(_BASISNET, _basisnet, shared=1, base="basisnet"),
+    "exits": Method(dict.fromkeys(EFFORTS, _PLACES), _exits, shared=1, base="exits"),
+    "lcnet+exits": Method(_early(_LAYERS), _lcnet_exits, shared=0, base="lcnet+exits", targets=(0.5,)),
+    "dsnet+exits": Method(_early(_DSNET), _dsnet_exits, shared=1, base="dsnet+exits", targets=(0.5,)),
 }

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import dyncompile as dc
-from benchmarks.fashion import measures
+from benchmarks.fashion import leaving, measures
 from benchmarks.fashion.baselines import Training, accuracy, train
 from benchmarks.fashion.data import Batches, Data
 from benchmarks.fashion.methods import METHODS, Effort, Method
@@ -112,7 +112,7 @@ class Protocol:
     def _static(self, what: str, net: nn.Module, epochs: int) -> float:
         """Train a static network in place; returns its validation accuracy."""
         effort = self.run.effort
-        asked = Training(epochs, effort.rate, effort.batch, self.run.seed, effort.shift)
+        asked = Training(epochs, effort.rate, effort.batch, self.run.seed, effort.shift, effort.images)
         with bar(f"{self.run.network} s{self.run.seed}: {what}", shown=self.progress) as watch:
             return self._timed(what, lambda: train(net, self.data, asked, watch))
 
@@ -121,17 +121,18 @@ class Protocol:
         run, spec = self.run, self._method.specs[self.run.network]
         dyn = self._timed("dynamize", lambda: dc.dynamize(source, spec, self.data.train.images[:2]))
         shared, own = self._method.recipes(run.effort, run.target)
-        if shared.phases:
-            self._fit(dyn, shared, f"{self._method.base}-shared")
-        history = self._fit(dyn, own, f"{run.method}-{run.target:g}")
-        return dyn.eval(), {
-            "epochs": [asdict(epoch) for epoch in history.epochs],
-            "calibration": history.calibration,
-        }
+        for recipe, name in ((shared, f"{self._method.base}-shared"), (own, f"{run.method}-{run.target:g}")):
+            if recipe.phases:
+                history = self._fit(dyn, recipe, name)
+        found = {"epochs": [asdict(epoch) for epoch in history.epochs], "calibration": history.calibration}
+        if dyn.exits:
+            validation = self.data.validation.chunks()
+            found["exits"] = asdict(dc.calibrate_exit(dyn, validation, target=run.target))
+        return dyn.eval(), found
 
     def _fit(self, dyn: dc.DynamicModel, recipe: Any, name: str) -> Any:
         effort = self.run.effort
-        batches = Batches.seeded(self.data.train, effort.batch, self.run.seed, effort.shift)
+        batches = Batches.seeded(self.data.train, effort.batch, self.run.seed, effort.shift, effort.images)
         history = dc.fit(
             dyn,
             recipe,
@@ -154,13 +155,27 @@ class Protocol:
         return {
             "source": self._of_static(source, 1.0, run.effort.source),
             "dynamic": {**found, "training": history},
-            "fixed": self._timed("fixed", lambda: measures.fixed(dyn, test)),
-            "random": self._timed(
-                "random", lambda: measures.random_routing(dyn, test, route, run.effort.draws, run.seed)
-            ),
             "static": [self._baseline(share) for share in (run.target, 1.0)],
             "speed": self._timed("speed", lambda: measures.speed(contenders, source, test, run.effort.pairs)),
+            **(self._controls_of_exits(dyn, route) if dyn.exits else self._controls(dyn, route)),
             "seconds": self.seconds,
+        }
+
+    def _controls(self, dyn: dc.DynamicModel, route: dc.Route) -> dict[str, Any]:
+        """Every uniform route, and the same routes for other images."""
+        test, draws, seed = self.data.test, self.run.effort.draws, self.run.seed
+        return {
+            "fixed": self._timed("fixed", lambda: measures.fixed(dyn, test)),
+            "random": self._timed("random", lambda: measures.random_routing(dyn, test, route, draws, seed)),
+        }
+
+    def _controls_of_exits(self, dyn: dc.DynamicModel, route: dc.Route) -> dict[str, Any]:
+        """Every exit for all, the same mix of exits for anybody, and what other thresholds would give."""
+        stages = self._timed("fixed", lambda: leaving.stages(dyn, self.data.test))
+        return {
+            "fixed": stages,
+            "random": leaving.blind(stages, leaving.left(dyn, route)),
+            "curve": self._timed("curve", lambda: leaving.curve(dyn, self.data)),
         }
 
     def _baseline(self, share: float) -> dict[str, Any]:

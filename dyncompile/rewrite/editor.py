@@ -193,6 +193,8 @@ class Editor(Sizing):
 
     def finish(self, spec: str, plan: Plan) -> Program:
         """The edited program, with `spec` and its plan added to its history."""
+        if self._stale and (self._sized or self._picked):
+            self.resize({})  # what was inserted follows the sizes that earlier passes decide
         for graph in self._graphs.values():
             graph.lint()
         program = replace(

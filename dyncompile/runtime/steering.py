@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dyncompile.errors import RouteError
-from dyncompile.policies import Forced, Policy
+from dyncompile.policies import Forced, Full, Policy, Smallest
 from dyncompile.program import Choice, Decision, Route
 
 Ask = Callable[[str, Tensor, Tensor | None], Tensor]
@@ -27,6 +27,10 @@ class Group:
         """The decision that this group of rows has in common (the graph's `policy` input)."""
         return self.decisions[name]
 
+    def column(self, name: str) -> int:
+        """The column of a one-hot choice that these rows have in common."""
+        return self.decisions[name].index
+
 
 @dataclass(slots=True)
 class Steered:
@@ -41,6 +45,10 @@ class Steered:
         if name not in self.decisions:
             self.decisions[name] = decision_of(self.ask(name, self.rows, features[0] if features else None))
         return self.decisions[name]
+
+    def column(self, name: str) -> int:
+        """The column of a one-hot choice that makes rows part, and that these rows have in common."""
+        return self.decisions[name].index
 
     def narrowed(self, at: Tensor) -> Some:
         """The rows at positions `at` [n]."""
@@ -66,6 +74,10 @@ class Some:
             one = self.whole.decide(name, features)
             self.decisions[name] = Decision(_taken(one.rows, self.at), one.index)
         return self.decisions[name]
+
+    def column(self, name: str) -> int:
+        """The column of a one-hot choice that makes rows part: that of all."""
+        return self.whole.column(name)
 
     def narrowed(self, at: Tensor) -> Some:
         """The rows at positions `at` [n] of these."""
@@ -103,10 +115,18 @@ def check_names(policy: Policy, choices: Mapping[str, Choice]) -> None:
         raise RouteError(f"no choice is named {unknown}", fix=f"choices are: {sorted(choices)}")
 
 
+_SOUND = (Full, Smallest, Forced)
+"""Policies whose decisions lie in the domain: a choice's own rows, or rows that they have checked."""
+
+
 def plan_route(policy: Policy, choices: Mapping[str, Choice], rows: int) -> Route:
     """Decisions that need no decision net, checked against the choices' names and domains."""
     check_names(policy, choices)
-    return {name: choice.check(policy.decide(choice, rows, None)) for name, choice in choices.items()}
+    found = {name: policy.decide(choice, rows, None) for name, choice in choices.items()}
+    if not isinstance(policy, _SOUND):
+        for name, choice in choices.items():
+            choice.check(found[name])
+    return found
 
 
 def group_rows(
@@ -148,4 +168,4 @@ def _taken(values: Tensor, at: Tensor) -> Tensor:
 
 def decision_of(rows: Tensor) -> Decision:
     """A decision whose rows all run alike; column 0 where there is no row to ask."""
-    return Decision(rows, int(rows[0].argmax()) if len(rows) else 0)
+    return Decision(rows, int(rows[0].argmax()) if len(rows) and rows.shape[1] > 1 else 0)

@@ -1,0 +1,1 @@
+"""Contenders of the coverage benchmark, each run in an environment of its own (``make peers``)."""

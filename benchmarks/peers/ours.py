@@ -1,0 +1,51 @@
+"""dyncompile: widths and dropped branches in one composition, at their defaults."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from torch import nn
+
+import dyncompile as dc
+from benchmarks.peers.subject import Converted
+from dyncompile.analysis.facts import Facts, analyze
+from dyncompile.analysis.skips import find_skips
+from dyncompile.capture import capture
+from dyncompile.errors import NoSiteError
+from dyncompile.pipeline import apply_passes
+from dyncompile.spec import parse_spec, parse_specs
+
+WIDTHS, BRANCHES = "dsnet", "lcnet(channels=False)"
+"""For all models: a gate decides one width for the network; gates decide every residual branch there is."""
+SUPERNET = "dsnet(gate=False, embedding=True)"
+"""Widths as the peers have them, by policy: what stands before a gate or under a layer norm moves, too."""
+
+
+def convert(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Converted:
+    """See `benchmarks.peers.subject.Contender`. In two steps what `dynamize` does in one."""
+    program = capture(model, args, kwargs)
+    edited = apply_passes(program, parse_specs(WIDTHS, {}))
+    with suppress(NoSiteError):  # VGG and its like have no branches
+        edited = apply_passes(edited, parse_specs(BRANCHES, {}))
+    dyn = dc.DynamicModel(edited).eval()
+
+    def supernet() -> frozenset[str]:
+        facts = analyze(program)
+        return _moved(facts, set(parse_spec(SUPERNET).plan(program, facts).sized))
+
+    skips = find_skips(dyn.program.graphs["eval"])
+    reads = {str(node.target) for skip in skips for node in skip.body if node.op == "get_attr"}
+    return Converted(
+        full=lambda *args, **kwargs: dyn.run(*args, policy=dc.Full(), **kwargs)[0],
+        smallest=lambda *args, **kwargs: dyn.run(*args, policy=dc.Smallest(), **kwargs)[0],
+        elastic=_moved(dyn.facts, set(dyn.program.sized)),
+        skippable=frozenset(reads),
+        blocks=len(skips),
+        supernet=supernet,
+    )
+
+
+def _moved(facts: Facts, sized: set[str]) -> frozenset[str]:
+    """Parameters with an axis that one of these dims sizes."""
+    return frozenset(name for name in facts.parameters if sized & set(facts.elastics_of(name)))

@@ -1,0 +1,35 @@
+"""The README's tables, rendered from the JSON in ``benchmarks/results``: text cannot drift from data.
+
+A block of the README is what stands between these two lines, and ``python -m benchmarks.tables`` writes it:
+
+    <!-- table: NAME -->
+    <!-- table: end -->
+
+A renderer is a function of the folder of results. Each says by which command its data came to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.tables import accuracy, counting, coverage, predicted, routes, scaling, single, widths
+
+RENDERERS: Mapping[str, Callable[[Path], str]] = {
+    "coverage": coverage.render,
+    "coverage-models": coverage.render_models,
+    "counting": counting.render,
+    "scaling": scaling.render,
+    "widths": widths.render,
+    "skipping": routes.render_skipping,
+    "routing": routes.render_routing,
+    "resolution": routes.render_resolution,
+    "synthesis": single.render_synthesis,
+    "conversion": single.render_conversion,
+    "training_step": single.render_training_step,
+    "latency": predicted.render,
+    "fashion": accuracy.render_fashion,
+    "text": accuracy.render_text,
+    "multiscale": accuracy.render_multiscale,
+}
+"""Name of a block -> its content from the folder of results."""

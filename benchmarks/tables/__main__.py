@@ -1,0 +1,33 @@
+"""``python -m benchmarks.tables [NAME ...]``: fill the README's tables, or print the named ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks.record import RESULTS
+from benchmarks.tables import RENDERERS
+from benchmarks.tables.document import filled
+from benchmarks.tables.markdown import MissingResult
+
+README = Path(__file__).resolve().parent.parent.parent / "README.md"
+
+
+def main(names: list[str]) -> int:
+    """Returns the exit status."""
+    try:
+        if not names:
+            README.write_text(filled(README.read_text(), RENDERERS, RESULTS))
+        for name in names:
+            print(RENDERERS[name](RESULTS))
+    except (MissingResult, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyError as error:
+        print(f"no table is named {error}; there are {', '.join(RENDERERS)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""Accuracy against MACs, with controls."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fashion.summary import COLUMNS, at_share
+from benchmarks.fashion.summary import read as read_runs
+from benchmarks.tables.markdown import MissingResult, block, percent, source, spread, table
+
+_CONTROLS = ("MACs", "dynamic", "random", "fixed", "static", "source", "full")
+NOTES = """\
+Test accuracy in percent, means over seeds ± standard deviation. Random: the same routes dealt to other
+samples; fixed: one route for all samples, interpolated at the same MACs; static: a network of the target's
+MACs, trained for as many epochs in total; full: one of the source's size, trained as long. MACs: decision
+nets included."""
+
+
+def render_fashion(results: Path) -> str:
+    """Fashion-MNIST, one row per network, method and target."""
+    return _runs(results / "fashion", "make fashion")
+
+
+def render_text(results: Path) -> str:
+    """MiniLM on ham and spam."""
+    folders = sorted(path for path in (results / "text").glob("*") if any(path.glob("*.json")))
+    if not folders:
+        raise MissingResult(f"{results / 'text'} holds no results: run `python -m benchmarks.text`")
+    return block(*(_runs(folder, f"python -m benchmarks.text --effort {folder.name}") for folder in folders))
+
+
+def _runs(folder: Path, command: str) -> str:
+    runs = read_runs(folder)
+    if not runs:
+        raise MissingResult(f"{folder} holds no results: run `{command}`")
+    rows = (
+        (
+            f"{network}, `{method}`, {100 * target:g} %",
+            str(len(found)),
+            *(spread([100 * COLUMNS[column](run) for run in found]) for column in _CONTROLS),
+        )
+        for (network, method, target), found in runs.items()
+    )
+    heads = ("network, method, target", "seeds", *_CONTROLS)
+    first = next(iter(runs.values()))[0]
+    return block(table(heads, rows), NOTES, source(command, first))
+
+
+def render_multiscale(results: Path) -> str:
+    """Products in scenes: learned sizes against fixed ones at the same MACs."""
+    found = [json.loads(path.read_text()) for path in sorted((results / "multiscale").glob("s*.json"))]
+    if not found:
+        raise MissingResult(
+            f"{results / 'multiscale'} holds no results: run `python -m benchmarks multiscale`"
+        )
+    rows = [_fixed(found, k) for k in range(len(found[0]["fixed"]))]
+    rows += [_learned(found, k) for k in range(len(found[0]["learned"]))]
+    note = f"Test accuracy in percent, means over {len(found)} seeds ± standard deviation; source: " + spread(
+        [100 * one["source"]["accuracy"] for one in found]
+    )
+    heads = ("", "MACs", "accuracy", "same sizes at random", "fixed sizes at these MACs")
+    return block(table(heads, rows), note, source("python -m benchmarks multiscale", found[0]))
+
+
+def _fixed(found: list[dict[str, Any]], k: int) -> tuple[str, ...]:
+    rows = [one["fixed"][k] for one in found]
+    accuracy = spread([100 * row["accuracy"] for row in rows])
+    return f"all at {rows[0]['label']}", percent(rows[0]["share"], 1), accuracy, "-", "-"
+
+
+def _learned(found: list[dict[str, Any]], k: int) -> tuple[str, ...]:
+    rows = [one["learned"][k] for one in found]
+    return (
+        f"learned, budget {percent(rows[0]['target'])}",
+        percent(statistics.fmean(row["share"] for row in rows), 1),
+        spread([100 * row["accuracy"] for row in rows]),
+        spread([100 * row["random"]["accuracy"] for row in rows]),
+        spread([100 * at_share(one["fixed"], row["share"]) for one, row in zip(found, rows, strict=True)]),
+    )

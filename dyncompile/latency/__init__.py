@@ -1,0 +1,20 @@
+"""Time: ratios of interleaved runs, and `Latency`, the measured counterpart of MACs."""
+
+from dyncompile.latency.clocks import Clock, EventClock, ProcessClock, WallClock
+from dyncompile.latency.model import Latency
+from dyncompile.latency.profiling import Finding, Profile, profile
+from dyncompile.latency.ratios import Comparison, Ratio, compare
+
+__all__ = [
+    "Clock",
+    "Comparison",
+    "EventClock",
+    "Finding",
+    "Latency",
+    "ProcessClock",
+    "Profile",
+    "Ratio",
+    "WallClock",
+    "compare",
+    "profile",
+]

@@ -1,0 +1,170 @@
+"""The README's tables are what the results give, and rendering can fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.record import RESULTS
+from benchmarks.tables import RENDERERS
+from benchmarks.tables.__main__ import README
+from benchmarks.tables.document import blocks, filled
+from benchmarks.tables.markdown import MissingResult, table
+
+MACHINE = {"threads": 1, "torch": "2", "processor": "x86_64", "cores": 2}
+RATIO = {"median": 1.25, "low": 1.0, "high": 1.5}
+TIME = {"cpu": RATIO, "wall": RATIO, "pairs": 3}
+
+
+def test_readme_says_what_the_results_give() -> None:
+    text = README.read_text()
+    assert {"coverage", "counting"} <= set(blocks(text))
+    assert filled(text, RENDERERS, RESULTS) == text, "run `python -m benchmarks.tables`"
+
+
+def test_blocks_are_filled_and_the_rest_stays(tmp_path: Path) -> None:
+    text = "a\n<!-- table: one -->\nold\n<!-- table: end -->\nb\n<!-- table: two -->\n<!-- table: end -->\n"
+    done = filled(text, {"one": lambda path: path.name, "two": lambda _: "2"}, tmp_path / "results")
+    assert done == text.replace("old", "results").replace("two -->\n", "two -->\n2\n")
+    assert blocks(done) == {"one": "results\n", "two": "2\n"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("<!-- table: one -->\n", "do not pair up"),
+        ("<!-- table: end -->\n", "do not pair up"),
+        ("<!-- table: one -->\n<!-- table: one -->\n<!-- table: end -->\n", "do not pair up"),
+        ("<!-- table: one -->\n<!-- table: end -->\n" * 2, "marked twice"),
+        ("<!-- table: nope -->\n<!-- table: end -->\n", "no table is named nope; there are one"),
+    ],
+)
+def test_bad_marks_are_errors(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=says):
+        filled(text, {"one": lambda _: ""}, tmp_path)
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_table_without_results_is_an_error(name: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingResult, match="run `"):
+        RENDERERS[name](tmp_path)
+
+
+def test_columns_are_aligned() -> None:
+    assert table(("a", "bb"), [("ccc", "1")]).splitlines() == ["| a   | bb |", "|-----|---:|", "| ccc |  1 |"]
+
+
+def outcome(**changes: Any) -> dict[str, Any]:
+    one = {"seconds": 2.0, "difference": 0.0, "elastic": 0.5, "supernet": 1.0, "skippable": 0.25}
+    return {**one, "blocks": 3, "smallest": "", **changes}
+
+
+def rendered(name: str, content: dict[str, Any], folder: Path, file: str = "") -> list[str]:
+    path = folder / f"{file or name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": MACHINE, **content}))
+    return RENDERERS[name](folder).splitlines()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_what_is_not_converted_counts_as_nothing(tmp_path: Path) -> None:
+    models = {
+        "a": {"dyncompile": outcome(), "ModelOpt": outcome(difference=1e-3), "Torch-Pruning": outcome()},
+        "b": {"dyncompile": outcome(), "ModelOpt": {"error": "x"}, "Torch-Pruning": outcome(smallest="x")},
+    }
+    models["a"]["Torch-Pruning"]["difference"] = None
+    lines = rendered("coverage", {"models": models}, tmp_path)
+    assert cells(lines[2]) == ["dyncompile", "2", "2", "50.0 %", "100.0 %", "2", "25.0 %", "2.0"]
+    assert cells(lines[3]) == ["ModelOpt", "1", "0", "25.0 %", "50.0 %", "1", "12.5 %", "2.0"]
+    assert cells(lines[4])[:4] == ["Torch-Pruning", "1", "-", "25.0 %"]
+    assert "Not converted by ModelOpt: `b`." in lines
+    assert cells(RENDERERS["coverage-models"](tmp_path).splitlines()[3]) == [
+        "`b`",
+        "50 % / 3 / 2.0",
+        "-",
+        "-",
+    ]
+
+
+def test_only_an_exact_count_is_written_as_1(tmp_path: Path) -> None:
+    one = {"derived": 2_000_000, "ours": 2_000_000, "torch, no_grad": 1_999_999.0, "torch, unfused": 2e6}
+    case = {**one, "fvcore": 1e6, "fvcore, contractions": 0.0, "unmodeled": ["aten.x"]}
+    lines = rendered("counting", {"cases": {"LSTM": case}}, tmp_path)
+    assert cells(lines[2]) == ["LSTM", "2.0 M", "1", "1.000", "1", "0.500", "0.000"]
+    assert "LSTM: aten.x" in "".join(lines)
+
+
+def test_realized_savings_by_rate(tmp_path: Path) -> None:
+    rows = {
+        "gates, all kept, batch 1, deployed": {"macs": 1.01, "time": TIME},
+        "skip 0%, batch 1, deployed": {"macs": 1.0, "time": TIME},
+        "skip 50%, batch 1, deployed": {"macs": 0.5, "time": TIME, "realized": 0.8},
+        "skip 25%, batch 1, plain": {"macs": 0.75, "time": TIME, "realized": 0.7},
+    }
+    lines = rendered("skipping", {"models": {"timm:x": rows}}, tmp_path)
+    assert cells(lines[2]) == ["`timm:x`, batch 1, deployed", "1.25 ± 0.25", "-", "80 % (1.25)", "-"]
+    assert cells(lines[3]) == ["`timm:x`, batch 1", "-", "70 % (1.25)", "-", "-"]
+
+
+def test_other_tables(tmp_path: Path) -> None:
+    mixed = {"full, batch 8": TIME, "together, batch 8": TIME}
+    lines = rendered("routing", {"models": {"timm:x": mixed}, "method": "m"}, tmp_path)
+    assert cells(lines[2]) == ["`timm:x`, batch 8", "1.25 ± 0.25", "1.25 ± 0.25", "-"]
+    batch = {
+        "macs_of_mixed": 0.5,
+        "mixed_over_native": 0.6,
+        "mixed_over_ideal": 1.1,
+        "predictor_over_mixed": 0.02,
+    }
+    content = {"batches": {"batch 8": batch}, "sizes": [112, 224], "model": "timm:x"}
+    assert cells(rendered("resolution", content, tmp_path)[2]) == [
+        "batch 8",
+        "50.0 %",
+        "0.60",
+        "1.10",
+        "2.0 %",
+    ]
+    row = {"network": "resnet", "method": "dsnet", "device": "meta", "nodes": 10000, "parameters": 5_000_000}
+    row |= {"seconds": 30.0, "exports": 20.0, "memory": 2**21}
+    assert cells(rendered("scaling", {"rows": [row]}, tmp_path)[2]) == [
+        "resnet, `dsnet` (meta)",
+        "10,000",
+        "5.0 M",
+        "30.0",
+        "20.0",
+        "1.50",
+        "2 MiB",
+    ]
+
+
+def test_accuracies_are_means_over_seeds(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.9, 0.8)):
+        run = {
+            "network": "vit",
+            "method": "dsnet",
+            "target": 0.5,
+            "seed": seed,
+            "dynamic": {"accuracy": accuracy, "share": 0.5},
+            "static": [{"accuracy": 0.7}, {"accuracy": 0.75}],
+            "fixed": [{"share": 0.4, "accuracy": 0.6}, {"share": 0.6, "accuracy": 0.7}],
+            "random": {"accuracy": 0.65},
+            "source": {"accuracy": 0.95},
+        }
+        lines = rendered("fashion", run, tmp_path, f"fashion/vit-s{seed}")
+    assert cells(lines[2])[:5] == ["vit, `dsnet`, 50 %", "2", "50.0 ± 0.0", "85.0 ± 7.1", "65.0 ± 0.0"]
+    one = {
+        "fixed": [
+            {"label": "32", "share": 0.3, "accuracy": 0.6},
+            {"label": "64", "share": 1.0, "accuracy": 0.8},
+        ]
+    }
+    one |= {"source": {"accuracy": 0.8}}
+    one["learned"] = [{"target": 0.5, "share": 0.65, "accuracy": 0.75, "random": {"accuracy": 0.7}}]
+    lines = rendered("multiscale", one, tmp_path, "multiscale/s0")
+    assert cells(lines[4]) == ["learned, budget 50 %", "65.0 %", "75.0", "70.0", "70.0"]
