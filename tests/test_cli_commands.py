@@ -139,6 +139,16 @@ def test_a_route_becomes_a_file(command: str, trained: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["half.pt2"]
 
 
+def test_the_dynamic_model_is_exported_where_no_route_is_given(trained: Path, tmp_path: Path) -> None:
+    assert told("export", trained, "-o", tmp_path / "dynamic.pt2")["difference"] < 1e-5
+    dyn, x = dc.load(trained), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        output, route = torch.export.load(tmp_path / "dynamic.pt2").module()(x)
+        expected, taken = dyn.run(x, policy=dc.Learned())
+    assert torch.allclose(output, expected, atol=1e-5)
+    assert torch.equal(route["width"], taken["width"])
+
+
 def test_onnx_runs_in_onnx_runtime(trained: Path, tmp_path: Path) -> None:
     assert told("export", trained, "--smallest", "-o", tmp_path / "narrow.onnx")["difference"] < 1e-5
     session: Any = importlib.import_module("onnxruntime").InferenceSession(tmp_path / "narrow.onnx")

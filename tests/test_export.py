@@ -45,6 +45,7 @@ CASES = (
     (handmade.vit, "exits"),
     (handmade.resnet, f"lcnet(channels=False); exits; dsnet({FINE}, ratios=(0.5, 1.0), per=stage)"),
     (handmade.resnet, "resolution; lcnet(channels=False)"),
+    (handmade.resnet, "routing; lcnet(channels=False)"),
 )
 ROWS = 4
 

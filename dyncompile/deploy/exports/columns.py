@@ -33,7 +33,7 @@ def by_column(
         return frame.cond(_picks(frame, rows, 0), [column(0), column(1)], full)
     total = frame.cond(_picks(frame, rows, 0), [column(0), (frame.inside(), blank)], full)
     for at in range(1, choice.width):
-        total = frame.cond(_picks(frame, rows, at), [column(at), _as_before(frame, total)], full)
+        total = frame.cond(_picks(frame, rows, at), [column(at), _as_before(frame, choice, total)], full)
     return total
 
 
@@ -41,8 +41,10 @@ def _picks(frame: Frame, rows: fx.Node, column: int) -> fx.Node:
     return frame.call(forms.picks, rows, column)
 
 
-def _as_before(frame: Frame, total: Sequence[fx.Node]) -> tuple[Frame, Callable[[Frame], Sequence[fx.Node]]]:
+def _as_before(
+    frame: Frame, choice: Choice, total: Sequence[fx.Node]
+) -> tuple[Frame, Callable[[Frame], Sequence[fx.Node]]]:
     """A side that gives what there is."""
-    keys = [("total", str(i)) for i in range(len(total))]
+    keys = [(f"{choice.name} so far", str(i)) for i in range(len(total))]
     frame.values.update(zip(keys, total, strict=True))
     return frame.inside(), lambda side: [side.find(key) for key in keys]

@@ -60,13 +60,17 @@ def _one(values: Values, frame: Frame, skip: Skip, kept: fx.Node, gain: Any) -> 
     (one,) = skip.alternatives
 
     def run(side: Frame) -> list[fx.Node]:
-        part = values.times(side, _output(values, side, one), side.find(_GAIN))
-        return [_rectified(side, skip, _sum(side, skip, side.find(_TOTAL), part))]
+        part = values.times(side, _output(values, side, one), side.find((_GAIN, skip.product.name)))
+        return [_rectified(side, skip, _sum(side, skip, side.find((_TOTAL, skip.product.name)), part))]
 
     def skipped(side: Frame) -> list[fx.Node]:
-        return [side.find(_TOTAL) if skip.positive else _rectified(side, skip, side.find(_TOTAL))]
+        return [
+            side.find((_TOTAL, skip.product.name))
+            if skip.positive
+            else _rectified(side, skip, side.find((_TOTAL, skip.product.name)))
+        ]
 
-    return _where(frame, gain, kept, run, skipped)
+    return _where(frame, skip, gain, kept, run, skipped)
 
 
 def _more(
@@ -75,29 +79,31 @@ def _more(
     """The sum so far, with one more branch where it has a gain."""
 
     def run(side: Frame) -> list[fx.Node]:
-        part = values.times(side, _output(values, side, one), side.find(_GAIN))
-        return [part if total is None else _sum(side, skip, side.find(_TOTAL), part)]
+        part = values.times(side, _output(values, side, one), side.find((_GAIN, skip.product.name)))
+        return [part if total is None else _sum(side, skip, side.find((_TOTAL, skip.product.name)), part)]
 
     def skipped(side: Frame) -> list[fx.Node]:
-        return [_zeros(values, side, skip) if total is None else side.find(_TOTAL)]
+        return [_zeros(values, side, skip) if total is None else side.find((_TOTAL, skip.product.name))]
 
-    return _where(frame, gain, total, run, skipped)
+    return _where(frame, skip, gain, total, run, skipped)
 
 
-_GAIN, _TOTAL = ("value", "gain"), ("value", "total")
+_GAIN, _TOTAL = "gain of", "sum before"
+"""What sides find under these names and that of the product: sums lie inside one another."""
 
 
 def _where(
     frame: Frame,
+    skip: Skip,
     gain: fx.Node,
     total: fx.Node | None,
     run: Callable[[Frame], list[fx.Node]],
     skipped: Callable[[Frame], list[fx.Node]],
 ) -> fx.Node:
-    """A condition on a gain. Its sides find the gain and the sum so far under names of their own."""
-    frame.values[_GAIN] = gain
+    """A condition on a gain, which its sides find, and the sum so far, by name."""
+    frame.values[_GAIN, skip.product.name] = gain
     if total is not None:
-        frame.values[_TOTAL] = total
+        frame.values[_TOTAL, skip.product.name] = total
     is_on = frame.call(forms.is_on, gain)
     sides = [(frame.inside(), run), (frame.inside(), skipped)]
     (result,) = frame.cond(is_on, sides, _no_decision)
