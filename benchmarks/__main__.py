@@ -15,6 +15,7 @@ from benchmarks import (
     counting,
     coverage,
     deployment,
+    export,
     fuzz,
     latency,
     resolution,
@@ -41,6 +42,7 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
 LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "checkpoints": checkpoints.run,
     "coverage": coverage.run,
+    "export": export.run,
     "fuzz": fuzz.run,
     "deployment_compiled": deployment.compiled,
     "multiscale": multiscale.run,

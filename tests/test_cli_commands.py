@@ -110,7 +110,7 @@ def test_evaluation_is_what_the_model_does(trained: Path) -> None:
         (["eval", "nowhere", "--data", SETS], "CheckpointError", "program.json is missing"),
         (["specialize", "OUT", "-o", "x.pt2", "-r", "widht=0.5"], "RouteError", "did you mean 'width'"),
         (["specialize", "OUT", "-o", "x.pt2", "-r", "width=0.6"], "RouteError", "smallest, 0.25, 0.5"),
-        (["export", "OUT", "-o", "x.txt"], "SpecError", "end it in .pt2 or .onnx"),
+        (["export", "OUT", "-o", "x.txt"], "SpecError", "end it in .onnx or .pt2"),
         (["inspect", "nowhere"], "CheckpointError", "program.json is missing"),
         (["report", "nowhere"], "CheckpointError", "program.json is missing"),
         (["bench", "nowhere"], "CheckpointError", "program.json is missing"),
@@ -137,6 +137,16 @@ def test_a_route_becomes_a_file(command: str, trained: Path, tmp_path: Path) -> 
         loaded = torch.export.load(tmp_path / "half.pt2").module()
         assert torch.allclose(loaded(x), dyn.run(x, policy=dc.Forced(dyn.route(1, 5)))[0], atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["half.pt2"]
+
+
+def test_the_dynamic_model_is_exported_where_no_route_is_given(trained: Path, tmp_path: Path) -> None:
+    assert told("export", trained, "-o", tmp_path / "dynamic.pt2")["difference"] < 1e-5
+    dyn, x = dc.load(trained), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        output, route = torch.export.load(tmp_path / "dynamic.pt2").module()(x)
+        expected, taken = dyn.run(x, policy=dc.Learned())
+    assert torch.allclose(output, expected, atol=1e-5)
+    assert torch.equal(route["width"], taken["width"])
 
 
 def test_onnx_runs_in_onnx_runtime(trained: Path, tmp_path: Path) -> None:
