@@ -159,14 +159,32 @@ def test_onnx_runs_in_onnx_runtime(trained: Path, tmp_path: Path) -> None:
     assert torch.allclose(torch.as_tensor(found), expected, atol=1e-5)
 
 
-def test_bench_times_every_route_against_the_source(trained: Path) -> None:
-    rows = {row["name"]: row for row in told("bench", trained, "--pairs", "1", "--batch-size", "2")}
-    assert {"dynamic at full", "dynamic at smallest", "static 0.25", "static 1"} <= set(rows)
+def test_bench_times_every_route_against_the_source(trained: Path, tmp_path: Path) -> None:
+    short, plot = ("--pairs", "1", "--batch-size", "2"), tmp_path / "time.svg"
+    rows = {row["name"]: row for row in told("bench", trained, *short, "--data", SETS, "--plot", plot)}
+    assert {"source", "dynamic at full", "dynamic at smallest", "static 0.25", "static 1"} <= set(rows)
     assert rows["dynamic at full"]["share"] == 1
+    assert rows["static 0.25"]["share"] < rows["learned routes"]["share"]
+    assert plot.read_text().startswith("<svg xmlns=")
     assert rows["static 0.25"]["share"] < rows["static 0.5"]["share"] < 1
     assert all(row["latency"]["wall"]["median"] > 0 for row in rows.values())
-    table = run("bench", trained, "--pairs", "1", "--source", NET).stdout
+    table = run("bench", trained, "--pairs", "1", "--source", NET, "--deployed").stdout
     assert "time relative to the source" in table
+    assert "learned" not in table
+
+
+def test_profile_shows_both_currencies(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DYNCOMPILE_CACHE", str(tmp_path))
+    found = told("profile", trained, "--rounds", "1")
+    assert [row["label"] for row in found["rows"]] == ["0.25", "0.5", "0.75", "1"]
+    assert [row["macs"] for row in found["rows"]] == sorted(row["macs"] for row in found["rows"])
+    assert (found["batch"], found["threads"], found["clock"]) == (1, 1, "wall")
+    assert found["rows"][3]["time"] == found["full"] > 0
+    text = run("profile", NET, "-m", "dsnet(divisor=1)", "--rounds", "1").stdout
+    assert re.search(r"choice +setting +MACs +time +realized", text)
+    assert len(list((tmp_path / "latency").iterdir())) == 1  # the same graph is measured once
 
 
 # -- report and inspect -----------------------------------------------------------------------------
