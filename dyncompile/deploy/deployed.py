@@ -55,5 +55,5 @@ def deploy(dyn: DynamicModel, *, backend: str = "eager") -> Deployed:
     if backend != "eager":
         raise SpecError(f"there is no backend {backend!r}", fix='there is "eager"')
     fast = Deployed(fold_norms(dyn.program))
-    fast.policy = dyn.policy
+    fast.policy, fast.costs = dyn.policy, dyn.costs
     return fast
