@@ -21,6 +21,7 @@ from dyncompile.train.phase import Optimization, Recipe
 from dyncompile.verify import count_macs
 from tests.nets import randomize
 from tests.support import Subject, relative, same, snapshot, undecided
+from tests.test_contract import third_party
 
 TOLERANCE = 1e-5
 NAMES = ("original", "identity", "separable3", "narrow", "lowrank")
@@ -425,6 +426,8 @@ def test_the_recipe_fits_alternatives_and_meets_its_budget() -> None:
         branches=Optimization(rate=5e-2),
         balance=0.1,
         diversity=0.1,
+        consistency=0.1,
+        view=lambda batch: batch,
     )
     frozen = snapshot(source(Cnn).module)
     first = dc.fit(dyn, Recipe("branches", recipe.phases[:1]), TensorDataset(x, y), batch_size=32)
@@ -436,3 +439,32 @@ def test_the_recipe_fits_alternatives_and_meets_its_budget() -> None:
     assert done.calibration["reached"] == pytest.approx(0.6, abs=0.05)
     tasks = [step.terms["task"] for step in done.steps if "task" in step.terms]
     assert sum(tasks[-4:]) < sum(tasks[:4])
+
+
+# -- the zoo -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("name", "connections"),
+    [
+        ("timm:resnet18", 8),
+        ("torchvision:mobilenet_v2", 10),
+        ("timm:efficientnet_b0", 9),
+        ("timm:convnext_atto", 12),
+        ("timm:vit_tiny_patch16_224", 24),
+        ("hf:BertForSequenceClassification?num_hidden_layers=4", 8),
+    ],
+    ids=lambda value: str(value).partition("?")[0],
+)
+def test_networks_of_others_hold_the_contract(name: str, connections: int) -> None:
+    """One connection per residual branch; every candidate that is not offered has a reason."""
+    found = third_party(name)
+    example = found.args or found.kwargs
+    dyn = dc.dynamize(found.module, "routing(candidates=('identity', 'separable3', 'lowrank'))", example)
+    assert len(dyn.choices) == connections
+    refused = {r.name for r in dyn.plans[0].rejections if r.reason}
+    for choice in dyn.choices.values():
+        for candidate in {"identity", "separable3", "lowrank"} - set(choice.labels):
+            assert f"{choice.name.removeprefix('route.')}: {candidate}" in refused
+    assert dc.verify(dyn, found.module, example, routes=1).passed

@@ -28,6 +28,8 @@ from dyncompile.runtime.rows import select_rows
 from dyncompile.runtime.takers import Takers
 from tests import test_routing as tests
 
+_SELECTED: Callable[..., None] = tests.test_selected_rows_are_what_the_rule_says.hypothesis.inner_test  # pyright: ignore
+
 CHECKS: Mapping[str, Callable[[], None]] = {
     "sparse": partial(tests.test_rows_of_every_kind_give_what_networks_built_by_hand_give, "sparse"),
     "dense": partial(tests.test_rows_of_every_kind_give_what_networks_built_by_hand_give, "dense"),
@@ -39,7 +41,8 @@ CHECKS: Mapping[str, Callable[[], None]] = {
         for name, one in zip(tests.NAMES, tests.ROUTES, strict=False)
     },
     "idle": tests.test_what_no_row_takes_does_not_run,
-    "selection": tests.test_selected_rows_are_what_the_rule_says,
+    "selection": partial(_SELECTED, [2.0, 1.0, -1.0, -1.0], 0.2, 0),
+    "the best": partial(_SELECTED, [2.0, 1.0, -1.0, -1.0], 0.9, 0),
     "learned": tests.test_routes_learned_by_random_routers_are_carried_out,
     "untrained": partial(tests.test_untrained_routers_keep_the_source, tests.Cnn, tests.BRANCHES),
     "trunk": tests.test_parts_of_the_trunk_have_alternatives,
@@ -110,10 +113,10 @@ EXECUTION = (
     Mutant("a branch sees its neighbors' rows", branches, "select_rows", _other_rows, "sparse"),
     Mutant("weights of other rows", branches, "gains_of", _flipped, "sparse"),
     Mutant("masks weigh other rows", ops, "gains_of", _flipped, "dense"),
-    Mutant("full capacity serves all routes", flat.Flat, "serves", lambda self, route: True, "identity"),
+    Mutant("full capacity serves all routes", flat.Flat, "serves", lambda self, route: True, "sparse"),
     Mutant("a sum forgets its ReLU", Join, "_kept", lambda self, kept: kept, "identity"),
     Mutant("selected weights do not sum to 1", Selection, "kept", _not_normalized, "selection"),
-    Mutant("nothing may be selected", Selection, "kept", _without_the_best, "selection"),
+    Mutant("nothing may be selected", Selection, "kept", _without_the_best, "the best"),
     Mutant("specialization forgets weights", _Folder, "_gains", _whole, "two"),
     Mutant("what is skipped costs", cost, "conditions", lambda found: {}, "identity"),
 )
