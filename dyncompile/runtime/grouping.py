@@ -177,12 +177,11 @@ class Grouping:
 
     def _price(self, on: Tensor, widths: Sequence[int]) -> float:
         """Seconds for rows with these columns [n, all columns] on, at the union."""
-        union = on.amax(0).split(list(widths))
-        shares = {
-            dim: max(float(one.mean()), 1 / len(one))
-            for (_, dims), one in zip(self.choices.items(), union, strict=True)
-            for dim in dims
-        }
+        union, shares, start = on.amax(0), dict[str, float](), 0
+        for dims, width in zip(self.choices.values(), widths, strict=True):
+            share = float(union[start : start + width].mean())
+            shares.update(dict.fromkeys(dims, max(share, 1 / width)))
+            start += width
         return self.calls * self.costs.call + self.work.cost(self.costs, len(on), shares)
 
 

@@ -103,7 +103,7 @@ class BatchShaping:
     re-implementation says of the paper. The paper lets the weight fall during training; this one is constant.
 
     Raises when called:
-        SpecError: no choice of gains, bits or weights has a decision net, or the turn's policy does not ask it.
+        SpecError: no choice of gains or bits has a decision net, or the turn's policy does not ask it.
     """
 
     alpha: float = 0.6
@@ -130,7 +130,8 @@ class BatchShaping:
 
 @dataclass(frozen=True, slots=True)
 class RouteConsistency:
-    """``weight mean (p(view) - p(as loaded))^2``: two views of a sample open the same gates, or weigh alternatives alike. Ours.
+    """``weight mean (p(view) - p(as loaded))^2``: two views of a sample open the same gates,
+    or weigh alternatives alike. Ours.
 
     The turn looks at another view of its samples (`Turn.view`). The teacher looks at them as loaded, and no
     gradient reaches it: the moving average where the phase keeps one, else the present weights, in evaluation
@@ -138,7 +139,7 @@ class RouteConsistency:
     hinges on distances of routing vectors, which are not rebuilt here.
 
     Raises when called:
-        SpecError: no choice of gains, bits or weights has a decision net, or the turn's policy does not ask it.
+        SpecError: no choice of gains, bits or weights has a decision net, or the turn's policy asks none.
         InputError: the view changes the number of samples.
     """
 
