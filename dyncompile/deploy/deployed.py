@@ -262,5 +262,5 @@ def deploy(
     if backend == "inductor":
         check_usable()
     fast = Deployed(fold_norms(dyn.program), settings)
-    fast.policy = dyn.policy
+    fast.policy, fast.costs = dyn.policy, dyn.costs
     return fast
