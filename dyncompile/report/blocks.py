@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -12,6 +11,7 @@ from torch import fx
 
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.flow import CONTRACTIONS, Flow, op_name, tensor
+from dyncompile.torchlib import is_symbolic
 
 TIMES = "\u00d7"
 """The sign between sizes."""
@@ -163,5 +163,4 @@ def _operation(node: fx.Node) -> str:
 
 def output_shape(node: fx.Node) -> tuple[int, ...]:
     """Sizes per sample, without the batch in front."""
-    sizes = [n for n in tensor(node).shape[1:] if isinstance(n, int)]
-    return tuple(sizes) if math.prod(sizes) else ()
+    return tuple(int(n) for n in tensor(node).shape[1:] if not is_symbolic(n))
