@@ -18,6 +18,7 @@ from benchmarks import (
     latency,
     resolution,
     routing,
+    scaling,
     skipping,
     synthesis,
     training_step,
@@ -39,6 +40,7 @@ LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "checkpoints": checkpoints.run,
     "coverage": coverage.run,
     "fuzz": fuzz.run,
+    "scaling": scaling.run,
 }
 """Run by name only: they need other packages, or an hour."""
 
