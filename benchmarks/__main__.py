@@ -14,6 +14,7 @@ from benchmarks import (
     conversion,
     counting,
     coverage,
+    deployment,
     fuzz,
     latency,
     resolution,
@@ -24,6 +25,7 @@ from benchmarks import (
     training_step,
     widths,
 )
+from benchmarks.multiscale import report as multiscale
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "conversion": conversion.run,
@@ -35,14 +37,17 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "synthesis": synthesis.run,
     "resolution": resolution.run,
     "latency": latency.run,
+    "deployment": deployment.run,
 }
 LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "checkpoints": checkpoints.run,
     "coverage": coverage.run,
     "fuzz": fuzz.run,
     "scaling": scaling.run,
+    "deployment_compiled": deployment.compiled,
+    "multiscale": multiscale.run,
 }
-"""Run by name only: they need other packages, or an hour."""
+"""Run by name only: they need other packages, data, or an hour."""
 
 
 def main(names: list[str]) -> int:

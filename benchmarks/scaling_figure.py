@@ -39,7 +39,7 @@ def figure(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _frame() -> Iterator[str]:
-    yield f'<text x="{_LEFT}" y="22" font-size="14">CPU seconds of dynamize; dashed: of its two exports</text>'
+    yield f'<text x="{_LEFT}" y="22" font-size="14">Seconds of dynamize; dashed: of its two exports</text>'
     for decade in range(2, 5):
         x, bottom = place(10**decade, 10 ** _Y[0])
         yield f'<line x1="{x}" y1="{_TOP}" x2="{x}" y2="{bottom}" stroke="#eeeeee"/>'

@@ -21,7 +21,7 @@ from dyncompile.errors import (
     SpecError,
     TrainingError,
 )
-from dyncompile.latency import Latency
+from dyncompile.latency import Latency, Profile, profile
 from dyncompile.pipeline import Pass, Plan, Rejection, Site, dynamize
 from dyncompile.policies import Forced, Full, Learned, Policy, Sampled, Smallest
 from dyncompile.previews import register_preview
@@ -51,6 +51,7 @@ __all__ = [
     "Pass",
     "Plan",
     "Policy",
+    "Profile",
     "Program",
     "Rejection",
     "Report",
@@ -66,6 +67,7 @@ __all__ = [
     "dynamize",
     "fit",
     "load",
+    "profile",
     "recipes",
     "reduce_to_source",
     "register_preview",

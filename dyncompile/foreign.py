@@ -7,6 +7,7 @@ tensors and plain containers is refused, and what it would have called is named.
 from __future__ import annotations
 
 import difflib
+import mmap
 import os
 import re
 import warnings
@@ -135,6 +136,7 @@ def _within(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mappin
 
 def _read_pickle(file: Path) -> Any:
     _check_archive(file)
+    _check_growth(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -161,6 +163,22 @@ def _check_archive(file: Path) -> None:
             where=str(file),
             fix="load it where you trust it, and torch.save model.state_dict() again",
         )
+
+
+def _check_growth(file: Path) -> None:
+    """Of what torch's reader calls, ``bytearray`` alone takes memory that the file need not hold: a number.
+
+    Its name stands in the file as it is, whichever pickle of it says so: nothing is compressed.
+    """
+    if not file.stat().st_size:
+        return  # the reader will say so
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"bytearray\n") >= 0:
+            raise CheckpointError(
+                "the file holds a bytearray, whose size nothing bounds; it was not made",
+                where=str(file),
+                fix="where you trust the file, save model.state_dict() of it and give that",
+            )
 
 
 def _cause(error: Exception) -> str:

@@ -78,6 +78,10 @@ class Signature:
             raise InputError.of_all("inputs do not fit the captured model", problems)
         return flat
 
+    def named(self, flat: Sequence[Any]) -> dict[str, Any]:
+        """The arguments of a call by name, from flat graph inputs."""
+        return dict(pytree.tree_unflatten(list(flat), self.structure))
+
     def unflatten(self, outputs: Sequence[Any]) -> Any:
         """The user's output structure around flat graph outputs."""
         return pytree.tree_unflatten(list(outputs), self.out_structure)

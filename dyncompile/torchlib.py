@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -161,3 +161,16 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def open_tensors(path: Path) -> Any:
     """A safetensors file, opened lazily: ``keys``, ``get_slice``, ``get_tensor``."""
     return cast(Any, safetensors).safe_open(path, framework="pt")
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` by torch.compile, in one graph. Sizes are fixed but for those of `mark_batch`."""
+    return cast(Any, torch).compile(function, fullgraph=True)
+
+
+def mark_batch(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """An alias of `x` whose given axes torch.compile takes as symbolic, with sizes from 2 on."""
+    alias = x.detach()
+    for axis in axes:
+        cast(Any, torch)._dynamo.mark_dynamic(alias, axis)
+    return alias

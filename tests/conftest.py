@@ -1,8 +1,9 @@
-"""Every test starts from the same seed on one torch thread; tests marked `gpu` need a device."""
+"""Every test starts from the same seed on one torch thread; `gpu` needs a device, `browser` a Chromium."""
 
 from __future__ import annotations
 
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ torch.backends.mha.set_fastpath_enabled(False)
 settings.register_profile("dyncompile", deadline=None, derandomize=True)
 settings.load_profile("dyncompile")
 
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
@@ -30,3 +33,5 @@ def seeded() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("browser") is not None and not any(map(shutil.which, BROWSERS)):
+        pytest.skip(f"needs one of {', '.join(BROWSERS)}")

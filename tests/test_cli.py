@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import dyncompile as dc
@@ -50,12 +51,22 @@ def weights(state: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) 
 # -- help -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["explain", "verify", "convert", "demo"])
+COMMANDS: Any = get_command(app)
+
+
+@pytest.mark.parametrize("command", list(COMMANDS.commands))
 def test_help_has_examples(command: str) -> None:
     done = run(command, "--help")
     assert done.exit_code == 0
     assert "Examples:" in done.stdout
-    assert f"dyncompile {command}" in done.stdout
+    assert f"dyncompile {command}" in done.stdout.replace("dyncompile --config run.toml", "dyncompile")
+
+
+@pytest.mark.parametrize("command", list(COMMANDS.commands))
+def test_results_are_to_be_had_as_data(command: str) -> None:
+    """All but `demo`, which has a file of its own for them."""
+    flags = {flag for parameter in COMMANDS.commands[command].params for flag in parameter.opts}
+    assert ("--json" in flags) != (command == "demo")
 
 
 def test_version() -> None:
@@ -194,6 +205,19 @@ def test_convert_writes_what_load_reads(weights: Path, state: dict[str, Tensor],
     assert json.loads((target / "program.json").read_text())["source"] == NET
     assert [path.name for path in target.parent.iterdir()] == ["b"]
     assert f'dyncompile.load("{target}")' in done.stdout.replace("\n", "")
+
+
+def test_convert_says_what_it_proved(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = dc.Report((Check("equality", True, 0.0, "bit for bit"),))
+    monkeypatch.setattr("dyncompile.cli.convert.verify", lambda *given: report)
+    done = run("convert", weights, "--arch", NET, "-o", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["passed"], found["source"], found["passes"]) == (True, NET, ["dsnet"])
+    assert found["checks"] == [
+        {"name": "equality", "passed": True, "difference": 0.0, "detail": "bit for bit"}
+    ]
+    assert found["tensors"] == 8
 
 
 def test_convert_replaces_an_earlier_result(

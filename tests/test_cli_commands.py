@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import dyncompile as dc
-from dyncompile.cli.data import load_data
+from dyncompile.cli.data import Pixels, load_data, pixels
 from dyncompile.report.sections import percent
 from dyncompile.train.diagnostics import CollapseWarning
 from tests.test_cli import NET, failed, run
@@ -167,21 +167,31 @@ def test_report_is_one_page_without_links(trained: Path, tmp_path: Path) -> None
     assert done.exit_code == 0, done.output
     page = (tmp_path / "r.html").read_text()
     found = told("eval", trained, "--data", SETS)
-    assert f"<td>{percent(found['macs'])}</td><td>{percent(found['accuracy'])}</td>" in page
-    assert page.count("<circle") == 5
+    numbers = [percent(found[name]) for name in ("macs", "accuracy")]
+    assert "<td>learned</td>" + "".join(f"<td class='number'>{n}</td>" for n in numbers) in page
+    assert f"<b>{numbers[1]}</b>" in page
+    assert page.count("class='point fixed'") == 4
+    assert page.count("class='point gated'") == 1
+    assert page.count("class='diamond asked width'") == 1
     assert "Accuracy against MACs" in page
     assert "supernet" in page
-    assert not re.search(r"href\s*=|https?://|<script", page)
+    assert not re.search(r"href\s*=\s*'?[^'#]|https?://|<script|@import|url\(", page)
+    assert page.count("<span class='right'>") + page.count("<span class='wrong'>") == 12
     pictures = re.findall(r"src='([^']*)'", page)
     assert len(pictures) == 12
     shown = [decoded(uri) for uri in pictures]
     assert all(image.size == (8, 8) and image.mode == "RGB" for image in shown)
-    shares = [float(text) for text in re.findall(r"<small>([\d.]+) %<br>width", page)]
+    shares = [float(text) for text in re.findall(r"<figure>.*?<b>([\d.]+) %</b>", page)]
     assert shares[:6] == sorted(shares[:6])
     assert shares[6:] == sorted(shares[6:], reverse=True)
     assert max(shares[:6]) <= min(shares[6:])
     assert run("report", trained).exit_code == 0
-    assert "<circle" not in (trained / "report.html").read_text()
+    alone = (trained / "report.html").read_text()
+    assert "class='diamond asked width'" in alone
+    assert "class='point" not in alone
+    assert str(trained / "none" / "r.html") in failed(
+        run("report", trained, "-o", trained / "none" / "r.html"), 2, "InputError"
+    )
 
 
 def decoded(uri: str) -> Image.Image:
@@ -259,6 +269,31 @@ def test_folders_of_images(out: Path, tmp_path: Path) -> None:
     (tmp_path / "red" / "0.png").write_bytes(b"no image")
     message = failed(run("eval", out, "--data", tmp_path, "--part", "train"), 2, "InputError")
     assert "cannot be read" in message or "samples" in message
+
+
+def test_pixels_are_scaled_as_the_source_was_trained() -> None:
+    found = pixels(None, None, "timm:resnet18?num_classes=10")
+    assert found == pixels("0.485,0.456,0.406", "0.229,0.224,0.225", None)
+    assert pixels(None, None, "timm:vit_tiny_patch16_224").mean == (0.5, 0.5, 0.5)
+    assert pixels(None, None, "torchvision:resnet18") == found
+    assert pixels(None, "0.25", NET) == Pixels((0.5,), (0.25,))
+    mean, deviation = found.of(3)
+    assert mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert deviation.shape == (3, 1, 1)
+    assert float(found.of(1)[0]) == pytest.approx(1.347 / 3)
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "said"),
+    [
+        ("a", None, "is no number"),
+        ("1,2", None, "2 numbers were given for 3 channels"),
+        (None, "0", "above 0"),
+    ],
+)
+def test_bad_scales(mean: str | None, deviation: str | None, said: str) -> None:
+    with pytest.raises(dc.SpecError, match=said):
+        pixels(mean, deviation, None).of(3)
 
 
 def test_a_folder_without_images(out: Path, tmp_path: Path) -> None:

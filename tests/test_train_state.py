@@ -238,7 +238,8 @@ def test_damaged_history_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
-def test_killed_twenty_times(uninterrupted: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [20, pytest.param(50, marks=pytest.mark.zoo)])
+def test_killed_at_any_moment(count: int, uninterrupted: Any, tmp_path: Path) -> None:
     """At random moments, in writing too: what is found is complete, and the end is that of a quiet run."""
     from tests.train_killed import train_in
 
@@ -247,7 +248,7 @@ def test_killed_twenty_times(uninterrupted: Any, tmp_path: Path) -> None:
     draw = random.Random(0)
     began, whole, kills, found = 0.0, 0.0, 0, set[str]()
     folder = tmp_path / "whole"
-    while kills < 20:
+    while kills < count:
         process = context.Process(target=train_in, args=(str(folder),))
         process.start()
         wait_for(folder.with_suffix(".started"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +35,29 @@ class Training:
     images: int | None = None
 
 
-def train(net: nn.Module, data: Data, asked: Training, watch: Watch = lambda done, steps: None) -> float:
+class Epochs(Protocol):
+    """Batches of images and labels; every pass is another epoch."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+def train(
+    net: nn.Module,
+    data: Data,
+    asked: Training,
+    watch: Watch = lambda done, steps: None,
+    batches: Epochs | None = None,
+) -> float:
     """Cross-entropy on augmented images; `net` ends with the epoch that is best on validation.
+
+    `batches` take the place of the training images, if given.
 
     Returns:
         its validation accuracy.
     """
-    batches = Batches.seeded(data.train, asked.batch, asked.seed, asked.shift, asked.images)
+    batches = batches or Batches.seeded(data.train, asked.batch, asked.seed, asked.shift, asked.images)
     steps = asked.epochs * len(batches)
     optimizer = torch.optim.AdamW(net.parameters(), asked.rate, weight_decay=_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, asked.rate, steps, pct_start=_WARM_UP)

@@ -54,7 +54,7 @@ def figure(title: str, series: dict[str, list[Point]]) -> str:
     values = [y for found in series.values() for _, y in found]
     margin = max(0.002, (max(values) - min(values)) / 20)
     axes = Axes(min(values) - margin, max(values) + margin)
-    body = "\n".join((*_frame(title, axes), *_marks(axes, series), *_legend()))
+    body = "\n".join((*_frame(title, axes), *_marks(axes, series), *_legend(series)))
     size = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
     return f'{head}\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
@@ -82,8 +82,9 @@ def _marks(axes: Axes, series: dict[str, list[Point]]) -> Iterator[str]:
             yield f'<circle cx="{x}" cy="{y}" r="4" fill="{SERIES[name]}" fill-opacity="0.7"/>'
 
 
-def _legend() -> Iterator[str]:
-    for row, (name, color) in enumerate(SERIES.items()):
+def _legend(series: dict[str, list[Point]]) -> Iterator[str]:
+    for row, name in enumerate(name for name in SERIES if series.get(name)):
+        color = SERIES[name]
         x, y = _WIDTH - _RIGHT + 16, _TOP + 16 + 20 * row
         yield f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/><text x="{x + 10}" y="{y + 4}">{name}</text>'
 

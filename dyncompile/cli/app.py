@@ -69,8 +69,17 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-Mean = Annotated[float, typer.Option(help="Images of a folder are (pixel in [0, 1] - mean) / deviation.")]
-Deviation = Annotated[float, typer.Option(help="See --mean.")]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBERS",
+        help="Images of a folder are (pixel in [0, 1] - mean) / deviation: one number, or one per channel "
+        "as in 0.485,0.456,0.406. By default what the source was trained with, if its library says so, "
+        "else 0.5.",
+        show_default=False,
+    ),
+]
+Deviation = Annotated[str | None, typer.Option(metavar="NUMBERS", help="See --mean.", show_default=False)]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per forward pass.")]
 Settings = Annotated[
     list[str],

@@ -13,7 +13,7 @@ from dyncompile.cli.app import METHODS, AsJson, Method, Model, app, examples
 from dyncompile.cli.convert import convert_checkpoint
 from dyncompile.cli.models import Loaded, load_model, make_dynamic
 from dyncompile.cli.output import busy, create_folder, errors_as_panels, out, progress, say, show
-from dyncompile.cli.tables import conversion_summary, demo_report, verify_table
+from dyncompile.cli.tables import conversion_data, conversion_summary, demo_report, verify_table
 from dyncompile.demo import DemoConfig, run_demo
 from dyncompile.report import explain as explanation_of
 from dyncompile.report import to_text
@@ -84,7 +84,8 @@ def convert(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="A state_dict: .pt, .pth, .bin, .ckpt or .safetensors, or a folder of Hugging Face's."
+            show_default=False,
+            help="A state_dict: .pt, .pth, .bin, .ckpt or .safetensors, or a folder of Hugging Face's.",
         ),
     ],
     arch: Annotated[str, typer.Option("--arch", metavar="MODEL", help="The model that it belongs to.")],
@@ -93,15 +94,19 @@ def convert(
     entry: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which of several state_dicts in the file, e.g. ema.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Turn a checkpoint of a static model into one of a dynamic model.
 
     Pickles are read as data: a file that would have to run code is refused. The contract is checked before
     anything is written; OUT may exist if it is empty or holds an earlier result.
     """
-    with errors_as_panels():
+    with errors_as_panels(as_json=as_json):
         done = convert_checkpoint(checkpoint, arch, method, output, busy, entry=entry)
-        out.print(conversion_summary(done))
+        if as_json:
+            say(json.dumps(conversion_data(done), indent=2))
+        else:
+            out.print(conversion_summary(done))
 
 
 @app.command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from dyncompile.cli.models import find_modules_here
 from dyncompile.errors import InputError, SpecError
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.zoo.loaders import call_function
+from dyncompile.zoo.third_party import third_party
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _HELD_OUT = 10
@@ -30,16 +32,42 @@ class Datasets:
     validation: Any
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """A pixel becomes (value in [0, 1] - mean) / deviation; one number each, or one per channel."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def of(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Both as [C, 1, 1]; gray images take the mean over the channels of a colored scale.
+
+        Raises:
+            SpecError: neither one number nor one per channel, or a deviation that is not above 0.
+        """
+        if any(value <= 0 for value in self.deviation):
+            raise SpecError(f"a deviation is above 0, got {self.deviation}")
+        return self._spread(self.mean, channels), self._spread(self.deviation, channels)
+
+    @staticmethod
+    def _spread(values: tuple[float, ...], channels: int) -> Tensor:
+        if len(values) == 3 and channels == 1:
+            values = (sum(values) / 3,)
+        if len(values) not in (1, channels):
+            raise SpecError(f"{len(values)} numbers were given for {channels} channels: {values}")
+        return torch.tensor(values).expand(channels).reshape(channels, 1, 1)
+
+
 class ImageFolder(Dataset[tuple[Tensor, int]]):
     """Images in one folder per class, as [C, H, W] in the size and channels that the model takes.
 
     Args:
         folder: its subfolders, sorted by name, are the classes.
         shape: (C, H, W); C is 1 or 3.
-        mean, deviation: a pixel becomes (value in [0, 1] - mean) / deviation.
+        scale: how a pixel becomes a number.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int], mean: float, deviation: float) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, int, int], scale: Pixels) -> None:
         self.classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
         self.files = [
             (path, label)
@@ -55,14 +83,15 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             raise InputError(
                 f"the model takes {shape[0]} channels, image files have 1 or 3", where=str(folder)
             )
-        self._shape, self._mean, self._deviation = shape, mean, deviation
+        self._shape = shape
+        self._mean, self._deviation = scale.of(shape[0])
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
-        image: Any = importlib.import_module("PIL.Image")
+        image = _reader()
         channels, height, width = self._shape
         try:
             with image.open(path) as opened:
@@ -73,7 +102,48 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return (values.permute(2, 0, 1) - self._mean) / self._deviation, label
 
 
-def load_data(spec: str, dyn: DynamicModel, mean: float = 0.5, deviation: float = 0.5) -> Datasets:
+def _reader() -> Any:
+    """Pillow, which torchvision and timm bring along. Raises SpecError without it."""
+    if importlib.util.find_spec("PIL") is None:
+        raise SpecError("images are read by pillow, which is not installed", fix="pip install pillow")
+    return importlib.import_module("PIL.Image")
+
+
+def pixels(mean: str | None, deviation: str | None, source: str | None) -> Pixels:
+    """As given, else as the library of the source says that it was trained, else (pixel - 0.5) / 0.5.
+
+    Raises:
+        SpecError: a word is no number, or no list of numbers.
+    """
+    known = _trained_with(source or "")
+    given = (
+        known.mean if mean is None else _numbers("--mean", mean),
+        known.deviation if deviation is None else _numbers("--deviation", deviation),
+    )
+    return Pixels(*given)
+
+
+def _trained_with(source: str) -> Pixels:
+    """What timm's configuration of a model says; torchvision's classifiers all use ImageNet's statistics."""
+    kind, _, rest = source.partition(":")
+    name = rest.partition("?")[0]
+    if kind == "torchvision":
+        return Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    if kind == "timm" and importlib.util.find_spec("timm") is not None:
+        found = third_party("timm").models.get_pretrained_cfg(name)
+        if found is not None:
+            return Pixels(tuple(found.mean), tuple(found.std))
+    return Pixels((0.5,), (0.5,))
+
+
+def _numbers(option: str, words: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in words.split(","))
+    except ValueError:
+        raise SpecError(f"{option} {words} is no number or list", fix="as in 0.485,0.456,0.406") from None
+
+
+def load_data(spec: str, dyn: DynamicModel, scale: Pixels | None = None) -> Datasets:
     """The datasets that a specification names.
 
     Raises:
@@ -82,7 +152,7 @@ def load_data(spec: str, dyn: DynamicModel, mean: float = 0.5, deviation: float 
     """
     folder = Path(spec)
     if folder.is_dir():
-        return _folder(folder, dyn, mean, deviation)
+        return _folder(folder, dyn, scale or Pixels((0.5,), (0.5,)))
     if ":" not in spec:
         raise SpecError(
             f"{spec!r} is neither a folder nor a function", fix="write package.module:function, or a folder"
@@ -93,11 +163,11 @@ def load_data(spec: str, dyn: DynamicModel, mean: float = 0.5, deviation: float 
     return Datasets(*cast("tuple[Any, Any]", made)) if both else Datasets(made, None)
 
 
-def _folder(folder: Path, dyn: DynamicModel, mean: float, deviation: float) -> Datasets:
+def _folder(folder: Path, dyn: DynamicModel, scale: Pixels) -> Datasets:
     shape = _image_shape(dyn)
 
     def opened(place: Path) -> ImageFolder:
-        return ImageFolder(place, shape, mean, deviation)
+        return ImageFolder(place, shape, scale)
 
     validation = next((folder / n for n in ("val", "validation", "test") if (folder / n).is_dir()), None)
     if (folder / "train").is_dir():

@@ -10,10 +10,11 @@ import typer
 
 from dyncompile.checkpoint import is_ours, read_description
 from dyncompile.cli.app import AsJson, Deviation, Mean, Saved, SourceModel, app, examples
-from dyncompile.cli.data import load_data
+from dyncompile.cli.data import load_data, pixels
 from dyncompile.cli.models import open_model
-from dyncompile.cli.output import busy, errors_as_panels, say
+from dyncompile.cli.output import busy, errors_as_panels, progress, say
 from dyncompile.cli.training import TRAINING
+from dyncompile.errors import InputError
 from dyncompile.files import current, replace_file
 from dyncompile.report.html import build_report
 from dyncompile.train.history import read_history
@@ -88,17 +89,24 @@ def report(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="By default OUT/report.html.")
     ] = None,
     source: SourceModel = None,
-    mean: Mean = 0.5,
-    deviation: Deviation = 0.5,
+    mean: Mean = None,
+    deviation: Deviation = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: decision points, costs, coverage, rejections, results."""
     with errors_as_panels():
         with busy(f"loading {model}"):
             dyn = open_model(model, source)
-        sets = None if data is None else load_data(data, dyn, mean, deviation)
-        with busy("measuring, writing"):
-            chosen = None if sets is None else sets.validation if sets.validation is not None else sets.train
-            page = build_report(dyn, chosen, read_history(model / TRAINING, ""))
-            path = output or model / "report.html"
+        named = read_description(model)["source"]
+        sets = None if data is None else load_data(data, dyn, pixels(mean, deviation, named))
+        chosen = None if sets is None else sets.validation if sets.validation is not None else sets.train
+        with progress() as watch:
+            title, history = named or model.resolve().name, read_history(model / TRAINING, "")
+            page = build_report(dyn, chosen, history, title=title, watch=watch)
+        path = output or model / "report.html"
+        try:
             replace_file(path, page.encode())
-        say(f"written: {path}")
+        except OSError as error:
+            raise InputError(f"the page cannot be written: {error}", where=str(path)) from None
+        found = {"file": str(path), "bytes": path.stat().st_size}
+        say(json.dumps(found, indent=2) if as_json else f"written: {path}")

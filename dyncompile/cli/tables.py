@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -47,6 +50,19 @@ def conversion_summary(done: Conversion) -> Group:
         f"load it with {load}",
     )
     return Group(*map(Text, lines))
+
+
+def conversion_data(done: Conversion) -> dict[str, Any]:
+    """The same, and the proof, as plain values."""
+    return {
+        "folder": str(done.folder),
+        "source": done.loaded.source.name,
+        "tensors": done.tensors,
+        "passes": list(done.loaded.dyn.history),
+        "macs": done.loaded.dyn.static_macs,
+        "passed": done.report.passed,
+        "checks": [asdict(check) for check in done.report.checks],
+    }
 
 
 def demo_report(result: DemoResult) -> Group:

@@ -6,7 +6,7 @@ import ast
 import difflib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ import typer
 
 from dyncompile.checkpoint import read_description, save
 from dyncompile.cli.app import AsJson, Batch, Data, Deviation, Mean, Saved, SourceModel, app, examples
-from dyncompile.cli.data import load_data
+from dyncompile.cli.data import load_data, pixels
 from dyncompile.cli.models import open_model
 from dyncompile.cli.output import busy, create_folder, err, errors_as_panels, say
 from dyncompile.errors import InputError, SpecError
@@ -23,6 +23,7 @@ from dyncompile.policies import Full, Learned, Policy, Smallest
 from dyncompile.report.evaluation import Evaluation, evaluate_policy
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train import History, Recipe, fit, recipes
+from dyncompile.train.progress import Update, describe
 
 TRAINING = "training"
 """Below a trained model's directory: checkpoints to resume from, and the history."""
@@ -51,8 +52,8 @@ def train(
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint in TRAINED.")] = True,
     source: SourceModel = None,
-    mean: Mean = 0.5,
-    deviation: Deviation = 0.5,
+    mean: Mean = None,
+    deviation: Deviation = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a dynamic model by its method's recipe; killed and started again it goes on where it was."""
@@ -61,7 +62,7 @@ def train(
             dyn = open_model(model, source).train()
             description = read_description(model)
         plan = make_recipe(recipe or default_recipe(dyn), settings)
-        sets = load_data(data, dyn, mean, deviation)
+        sets = load_data(data, dyn, pixels(mean, deviation, description["source"]))
         create_folder(output)
         history = fit(
             dyn,
@@ -73,7 +74,7 @@ def train(
             seed=seed,
             directory=output / TRAINING,
             resume=resume,
-            progress=err.is_terminal,
+            progress=True if err.is_terminal else _epochs(),
         )
         save(dyn.cpu().eval(), output, source=description["source"])
         say(json.dumps(_summary(history, output), indent=2) if as_json else _told(history, output))
@@ -93,8 +94,8 @@ def evaluate(
     part: Annotated[str, typer.Option(help="Which part of the data: validation or train.")] = "validation",
     batch_size: Batch = 64,
     source: SourceModel = None,
-    mean: Mean = 0.5,
-    deviation: Deviation = 0.5,
+    mean: Mean = None,
+    deviation: Deviation = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure accuracy, MACs and the use of every choice on labeled data."""
@@ -102,13 +103,25 @@ def evaluate(
         if policy not in _POLICIES or part not in ("validation", "train"):
             raise SpecError(f"a policy is one of {', '.join(_POLICIES)}, a part validation or train")
         dyn = open_model(model, source)
-        sets = load_data(data, dyn, mean, deviation)
+        sets = load_data(data, dyn, pixels(mean, deviation, read_description(model)["source"]))
         chosen = sets.train if part == "train" or sets.validation is None else sets.validation
         if chosen is None:
             raise InputError("there is no data to evaluate on")
         with busy("evaluating"):
             found = evaluate_policy(dyn, chosen, _POLICIES[policy], batch_size=batch_size)
         say(json.dumps(asdict(found), indent=2) if as_json else _measured(found))
+
+
+def _epochs() -> Callable[[Update], object]:
+    """A line per epoch, for logs: where there is no terminal nobody sees a bar."""
+    last: list[tuple[str, int]] = []
+
+    def told(update: Update) -> None:
+        if update.step == update.steps or (last and last[-1] != (update.phase, update.epoch)):
+            err.file.write(f"{update.phase} {update.step}/{update.steps}: {describe(update)}\n")
+        last[:] = [(update.phase, update.epoch)]
+
+    return told
 
 
 def default_recipe(dyn: DynamicModel) -> str:

@@ -2,15 +2,19 @@
 
 from dyncompile.latency.clocks import Clock, EventClock, ProcessClock, WallClock
 from dyncompile.latency.model import Latency
+from dyncompile.latency.profiling import Finding, Profile, profile
 from dyncompile.latency.ratios import Comparison, Ratio, compare
 
 __all__ = [
     "Clock",
     "Comparison",
     "EventClock",
+    "Finding",
     "Latency",
     "ProcessClock",
+    "Profile",
     "Ratio",
     "WallClock",
     "compare",
+    "profile",
 ]

@@ -85,7 +85,7 @@ class Shares:
     def of(cls, choice: Choice) -> Shares:
         """Anchors at evenly spaced shares, and at the least that runs: a single column."""
         counts = sorted({max(1, round(choice.width * i / MOST)) for i in range(MOST + 1)})
-        rows = tuple(_spread(choice.width, count) for count in counts)
+        rows = tuple(spread_row(choice.width, count) for count in counts)
         shares = torch.tensor(counts).double() / choice.width
         return cls(rows, len(counts) - 1, shares)
 
@@ -94,7 +94,7 @@ class Shares:
         return hats(on.mean(1), self.shares.to(on.device))
 
 
-def _spread(width: int, count: int) -> tuple[float, ...]:
+def spread_row(width: int, count: int) -> tuple[float, ...]:
     """A row of `width` with `count` columns on, evenly apart."""
     on = {i * width // count for i in range(count)}
     return tuple(float(column in on) for column in range(width))

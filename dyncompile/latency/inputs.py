@@ -51,9 +51,8 @@ def _filled(
 
 def tensors_by_name(signature: Signature, flat: Sequence[Any]) -> dict[str, Any]:
     """The arguments that a specialized network takes: those that hold tensors."""
-    named: dict[str, Any] = pytree.tree_unflatten(list(flat), signature.structure)
     return {
         name: value
-        for name, value in named.items()
+        for name, value in signature.named(flat).items()
         if any(isinstance(one, Tensor) for one in pytree.tree_leaves(value))
     }

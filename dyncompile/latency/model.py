@@ -48,6 +48,20 @@ class Fit:
         return cls(1.0, above) if above >= 0 else cls(whole / operators, 0.0)
 
 
+@dataclass(frozen=True)
+class Split:
+    """Seconds of a call on one route: in contractions, in other operators, and besides operators."""
+
+    contractions: float
+    others: float
+    besides: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.contractions + self.others + self.besides
+
+
 class NetworkTimes:
     """Times of one graph: its terms, and what a call takes besides them."""
 
@@ -83,6 +97,15 @@ class NetworkTimes:
     def spent(self, route: Route) -> Tensor:
         """Seconds per row on a learned route."""
         return self._per_row(self.spent_fit, self.sum(self.terms, route, deciding=True))
+
+    def contractions(self, route: Route) -> Tensor:
+        """Seconds per row in contractions on the path."""
+        mine = [one for one in self.terms if one.term.multiplies]
+        return self.path_fit.scale * self.sum(mine, route, deciding=False) / max(self.rows, 1)
+
+    def operators(self, route: Route) -> Tensor:
+        """Seconds per row in all operators on the path."""
+        return self.path_fit.scale * self.sum(self.terms, route, deciding=False) / max(self.rows, 1)
 
     def _per_row(self, fit: Fit, seconds: Tensor) -> Tensor:
         return (fit.scale * seconds + fit.offset) / max(self.rows, 1)
@@ -160,6 +183,18 @@ class Latency:
 
     def _priced(self, costs: Sequence[Callable[[Route], Tensor]], route: Route) -> Tensor:
         return costs[0](route) if self._choice is None else by_column(self._choice, costs, route)
+
+    def split(self, route: Route) -> Split:
+        """Where the time of a route's first row goes: seconds per sample on its path."""
+        total = float(self(route)[0])
+        inside = float(self._priced([network.operators for network in self.networks], route)[0])
+        own = float(self._priced([network.contractions for network in self.networks], route)[0])
+        return Split(own, inside - own, total - inside)
+
+    def mean_contraction(self, route: Route) -> float:
+        """Mean seconds of a call of a contraction on the path of a route's first row."""
+        terms = [one.term for one in self.networks[0].terms if one.term.multiplies and one.term.on_path]
+        return self.split(route).contractions * self.batch / max(sum(len(one.nodes) for one in terms), 1)
 
     @property
     def source(self) -> float:

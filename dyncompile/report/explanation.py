@@ -210,12 +210,15 @@ def _choice(dyn: DynamicModel, choice: Choice, sites: Iterable[Site], skips: Seq
         name=choice.name,
         domain=choice.domain.value,
         sites=sum(site.choice == choice.name for site in sites),
-        decided=next(
-            (_gate(plan.gates[choice.name]) for plan in dyn.plans if choice.name in plan.gates),
-            _decided(dyn, choice),
-        ),
+        decided=decider_of(dyn, choice),
         columns=tuple(_columns(dyn, choice, skips)),
     )
+
+
+def decider_of(dyn: DynamicModel, choice: Choice) -> str:
+    """Who decides, in words: ``policy``, or what decides and which value it reads."""
+    gate = next((plan.gates[choice.name] for plan in dyn.plans if choice.name in plan.gates), None)
+    return _decided(dyn, choice) if gate is None else _gate(gate)
 
 
 def _decided(dyn: DynamicModel, choice: Choice) -> str:

@@ -1,150 +1,182 @@
-"""A dynamic model as one HTML page that needs no network: text, tables, inline SVG."""
+"""A dynamic model as one HTML page that needs no network and runs no script: text, tables, inline SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator
 from html import escape
+from importlib.resources import files
 from typing import Any
 
-from dyncompile.policies import Forced, Learned, Policy
-from dyncompile.program import Domain
-from dyncompile.report.evaluation import Evaluation, evaluate_policy
-from dyncompile.report.explanation import explain
-from dyncompile.report.samples import Sample, data_uri, extremes
-from dyncompile.report.sections import Section, percent, sections
+from dyncompile.report.charts import Series, around, plot
+from dyncompile.report.diagram import draw, legend
+from dyncompile.report.explanation import ChoiceSummary, Explanation, explain
+from dyncompile.report.folding import folded
+from dyncompile.report.network import network_of
+from dyncompile.report.outcome import outcome, summary
+from dyncompile.report.results import Watch, measure
+from dyncompile.report.sections import Section, percent, quantity, sections
+from dyncompile.report.tables import table
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.history import History
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem }
-h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse }
-td, th { padding: .1rem .8rem .1rem 0; text-align: left; vertical-align: top }
-th { color: #777; font-weight: normal }
-small { color: #777; display: block; overflow-wrap: anywhere }
-figure { display: inline-block; margin: 0 1rem 1rem 0; max-width: 8rem; vertical-align: top }
-img { width: 6rem; image-rendering: pixelated }
-svg text { font: 12px system-ui, sans-serif; fill: #444 }
-"""
-_WIDTH, _HEIGHT, _EDGE = 560, 300, 48
+_CLOSED = ("Sites", "Other static axes", "Adds that are no removable branch", "Notes")
+"""Long lists that open on demand."""
+_DRAWN = ("Source", "Choices")
+"""Sections of the explanation that the page shows in a way of its own."""
+_STEPS = 400
+"""Points of a curve of losses, at most."""
 
 
-def build_report(dyn: DynamicModel, data: Any = None, history: History | None = None) -> str:
+def build_report(
+    dyn: DynamicModel,
+    data: Any = None,
+    history: History | None = None,
+    *,
+    title: str = "",
+    watch: Watch = lambda stage, done, total: None,
+) -> str:
     """The page.
 
     Args:
         dyn: any dynamic model.
         data: labeled samples to measure on; None leaves results out.
         history: of its training; an empty one is left out.
+        title: what stands above, by default the passes.
+        watch: is told of (stage, done, total) while `data` is measured.
+
+    Raises:
+        InputError: data that is empty, cannot be read as batches, or has no labels.
     """
-    parts = [f"<h1>{escape(' | '.join(dyn.history))}</h1>"]
-    if data is not None:
-        parts += _results(dyn, data)
+    one = explain(dyn)
+    results = None if data is None else measure(dyn, data, watch)
+    parts = {"Network": _network(dyn)}
+    if results is not None:
+        parts |= outcome(dyn, results)
     if history is not None and history.epochs:
-        parts += _training(history)
-    parts += [_section(section) for section in sections(explain(dyn))]
-    body = "\n".join(parts)
+        parts["Training"] = "".join(_training(history))
+    parts |= {"Costs": _costs(one), **dict(_explained(one))}
+    spec = " | ".join(dyn.history)
+    head = f"<h1>{escape(title or spec)}</h1>" + (
+        f"<p class='mono faint'>{escape(spec)}</p>" if title else ""
+    )
+    links = "".join(f"<a href='#{_anchor(name)}'>{escape(name)}</a>" for name in parts)
+    body = "\n".join(
+        f"<section id='{_anchor(name)}'><h2>{escape(name)}</h2>{part}</section>"
+        for name, part in parts.items()
+    )
+    style = files("dyncompile.report").joinpath("style.css").read_text()
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width'>"
-        f"<title>dyncompile report</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<title>{escape(title or spec)}: dyncompile report</title><style>\n{style}</style></head>\n"
+        f"<body>\n{head}<nav>{links}</nav>\n{_tiles(summary(dyn, one, results))}\n{body}\n</body></html>\n"
     )
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _tiles(numbers: Iterable[tuple[str, str]]) -> str:
+    found = "".join(f"<div><b>{escape(n)}</b><small>{escape(what)}</small></div>" for n, what in numbers)
+    return f"<div class='tiles'>{found}</div>"
+
+
+# -- the network ------------------------------------------------------------------------------------
+
+
+def _network(dyn: DynamicModel) -> str:
+    network = network_of(dyn)
+    shown = folded(network)
+    less = len(network.blocks) - len(shown.blocks)
+    said = (
+        "From input to output. Bars are shares of the source's MACs, colored where a choice acts; the line "
+        "under a diamond ends at the last block that is decided there."
+    )
+    if less:
+        said += f" Blocks that repeat are drawn once: {less} are not shown."
+    return f"<p class='note'>{said}</p>{legend(shown)}<div class='wide'>{draw(shown)}</div>"
+
+
+# -- tables -----------------------------------------------------------------------------------------
+
+
+def _costs(one: Explanation) -> str:
+    """Every column of every choice, the others at full."""
+    rows = [row for choice in one.choices for row in _columns(choice)]
+    columns = ("choice", "column", "MACs", "parameters", "sites", "decided by")
+    shown = table(columns, rows, numbers=(2, 3, 4))
+    least = f"All choices at their cheapest: {percent(one.smallest_macs)} of the source's MACs. "
+    nets = f"Decision nets add {quantity(one.decision_macs)} MACs per sample." if one.decision_macs else ""
+    note = f"<p class='note'>{least}{nets} Shares of the source, all other choices at full.</p>"
+    if len(one.choices) > 12:
+        shown = f"<details><summary>{len(one.choices)} choices</summary>{shown}</details>"
+    return f"{note}<div class='wide'>{shown}</div>"
+
+
+def _columns(choice: ChoiceSummary) -> Iterator[tuple[str, ...]]:
+    for number, column in enumerate(choice.columns):
+        first = number == 0
+        yield (
+            f"{choice.name} ({choice.domain})" if first else "",
+            column.label,
+            percent(column.macs),
+            percent(column.parameters),
+            str(choice.sites) if first else "",
+            choice.decided if first else "",
+        )
+
+
+def _explained(one: Explanation) -> Iterator[tuple[str, str]]:
+    for section in sections(one):
+        if section.title in _DRAWN:
+            continue
+        shown = f"<div class='wide'>{_section(section)}</div>"
+        if section.title in _CLOSED:
+            shown = f"<details><summary>{len(section.rows)} groups</summary>{shown}</details>"
+        yield section.title, shown
 
 
 def _section(section: Section) -> str:
     rows = ((*row.cells[:-1], (row.cells[-1], *row.details)) for row in section.rows)
-    return f"<h2>{escape(section.title)}</h2>{_table(section.columns, rows)}"
+    return table(section.columns, rows)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str | tuple[str, ...]]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _cell(cell: str | tuple[str, ...]) -> str:
-    if isinstance(cell, str):
-        return escape(cell)
-    return escape(cell[0]) + "".join(f"<small>{escape(detail)}</small>" for detail in cell[1:])
-
-
-# -- results ----------------------------------------------------------------------------------------
-
-
-def _results(dyn: DynamicModel, data: Any) -> Iterator[str]:
-    found = {name: evaluate_policy(dyn, data, policy) for name, policy in _policies(dyn).items()}
-    some = next(iter(found.values()))
-    yield f"<h2>Accuracy against MACs</h2><p>{some.samples} samples. MACs are relative to the source.</p>"
-    yield _scatter(found)
-    rows = ((name, percent(one.macs), percent(one.accuracy)) for name, one in found.items())
-    yield _table(("decided by", "MACs", "accuracy"), rows)
-    if "learned" in found:
-        yield "<h2>Use of each choice</h2>"
-        yield from (_bars(name, use) for name, use in found["learned"].use.items())
-        for title, samples in zip(("Easy", "Hard"), extremes(dyn, data), strict=True):
-            yield f"<h2>{title} samples</h2>" + "".join(map(_figure, samples))
-
-
-def _policies(dyn: DynamicModel) -> dict[str, Policy]:
-    """The columns of one-hot choices, all together, and the decision nets."""
-    one_hot = [choice for choice in dyn.choices.values() if choice.domain is Domain.ONE_HOT]
-    policies: dict[str, Policy] = {}
-    for column in range(max((choice.width for choice in one_hot), default=0)):
-        columns = {choice.name: min(column, choice.width - 1) for choice in one_hot}
-        labels = sorted({c.labels[columns[c.name]] if c.labels else str(column) for c in one_hot})
-        policies[" / ".join(labels)] = Forced(dyn.route(columns))
-    return {**policies, "learned": Learned()}
-
-
-def _scatter(found: dict[str, Evaluation]) -> str:
-    """Points (MACs, accuracy) with their names; the accuracy axis begins below the lowest."""
-    low = max(min(one.accuracy for one in found.values()) - 0.05, 0.0)
-    most = max(1.0, *(one.macs for one in found.values()))
-    marks: list[str] = []
-    for name, one in found.items():
-        x = _EDGE + (_WIDTH - 2 * _EDGE) * one.macs / most
-        y = _HEIGHT - _EDGE - (_HEIGHT - 2 * _EDGE) * (one.accuracy - low) / (1 - low)
-        color = "#c33" if name == "learned" else "#36c"
-        marks.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' fill='{color}'/>")
-        marks.append(f"<text x='{x + 8:.1f}' y='{y - 6:.1f}'>{escape(name)}</text>")
-    base, right = _HEIGHT - _EDGE, _WIDTH - _EDGE
-    axes = (
-        f"<path d='M{_EDGE} {_EDGE} V{base} H{right}' stroke='#999' fill='none'/>"
-        f"<text x='{_EDGE}' y='{_EDGE - 10}'>accuracy, {low:.0%} to 100 %</text>"
-        f"<text x='{right - 110}' y='{base + 28}'>MACs, 0 to {most:.0%}</text>"
-    )
-    return f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' width='{_WIDTH}' role='img'>{axes}{''.join(marks)}</svg>"
-
-
-def _bars(name: str, use: Any) -> str:
-    lines: list[str] = []
-    for i, (label, share) in enumerate(use.items()):
-        lines.append(f"<rect x='140' y='{20 * i}' width='{300 * share:.1f}' height='14' fill='#36c'/>")
-        lines.append(f"<text x='0' y='{20 * i + 12}'>{escape(str(label))}</text>")
-        lines.append(f"<text x='{146 + 300 * share:.1f}' y='{20 * i + 12}'>{share:.1%}</text>")
-    height = 20 * len(use)
-    return (
-        f"<p>{escape(name)}</p><svg viewBox='0 0 {_WIDTH} {height}' width='{_WIDTH}'>{''.join(lines)}</svg>"
-    )
-
-
-def _figure(sample: Sample) -> str:
-    picture = "" if sample.image is None else f"<img alt='' src='{data_uri(sample.image)}'>"
-    return f"<figure>{picture}<small>{percent(sample.share)}<br>{escape(sample.route)}</small></figure>"
+# -- training ---------------------------------------------------------------------------------------
 
 
 def _training(history: History) -> Iterator[str]:
-    yield f"<h2>Training</h2><p>{len(history.steps)} steps, {history.seconds:.0f} s.</p>"
+    minutes = history.seconds / 60
+    took = f"{minutes:.0f} minutes" if minutes >= 2 else f"{history.seconds:.0f} s"
+    yield f"<p class='note'>Recipe {escape(history.recipe)}: {len(history.steps)} steps, {took}.</p>"
+    if len(history.steps) > 1:
+        yield _losses(history)
     rows = (
         (
             epoch.phase,
             str(epoch.epoch + 1),
-            *(f"{epoch.validation.get(n, float('nan')):.4g}" for n in _NUMBERS),
+            *(f"{epoch.validation[n]:.4g}" if n in epoch.validation else "" for n in _NUMBERS),
         )
         for epoch in history.epochs
     )
-    yield _table(("phase", "epoch", *_NUMBERS), rows)
+    shown = table(("phase", "epoch", *_NUMBERS.values()), rows, numbers=(1, 2, 3, 4))
+    open_ = " open" if len(history.epochs) <= 20 else ""
+    yield f"<details{open_}><summary>Validation after every epoch</summary>{shown}</details>"
 
 
-_NUMBERS = ("loss", "metric", "macs")
+_NUMBERS = {"loss": "loss", "metric": "metric", "macs": "share of MACs"}
+
+
+def _losses(history: History) -> str:
+    """What was minimized, thinned out; phases have losses of their own and are lines of their own."""
+    stride = max(len(history.steps) // _STEPS, 1)
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for record in history.steps[::stride]:
+        if math.isfinite(record.loss):
+            lines.setdefault(record.phase, []).append((float(record.step), record.loss))
+    values = [loss for line in lines.values() for _, loss in line]
+    series = [Series("gated" if n % 2 else "skip", line, dots=False) for n, line in enumerate(lines.values())]
+    marks = [(line[0][0], phase) for phase, line in lines.items()]
+    steps = around("step", [0.0, float(history.steps[-1].step)], zero=True)
+    return plot(steps, around("loss", values), series, marks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +14,32 @@ from torch import Tensor
 
 from dyncompile.policies import Learned
 from dyncompile.program import Choice, Domain
+from dyncompile.report.patterns import fold, template
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.accelerated import world
+from dyncompile.train.batches import LABELS
 from dyncompile.train.columns import evaluating
 from dyncompile.train.data import Feed, Layout, open_stream
+from dyncompile.train.objectives import logits_of
 from dyncompile.train.phase import Batch
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: its share of the source's MACs, its route in words, its picture [C, H, W] if it is one."""
+    """One sample.
+
+    Attributes:
+        share: of the source's MACs, decision nets not included.
+        route: in words.
+        image: its picture [C, H, W] if it is one.
+        label, predicted: classes by number; None where a sample has not one label.
+    """
 
     share: float
     route: str
     image: Tensor | None
+    label: int | None = None
+    predicted: int | None = None
 
 
 @torch.no_grad()
@@ -38,12 +51,11 @@ def extremes(dyn: DynamicModel, data: Any, *, count: int = 6) -> tuple[list[Samp
         for batch in Feed(stream, dyn.program, here.device).epoch(0):
             record = dyn.record(*batch.args, policy=Learned(), execution="sparse", **batch.kwargs)
             shares: list[float] = (dyn.macs(record.route) / dyn.static_macs).tolist()  # pyright: ignore
-            images = _images(batch)
+            images, classes = _images(batch), _classes(record.output, batch)
             for row, share in enumerate(shares):
-                words = ", ".join(
-                    f"{name} {_word(dyn.choices[name], rows[row])}" for name, rows in record.route.items()
-                )
-                found.append(Sample(share, words, None if images is None else images[row].cpu()))
+                words = route_in_words({n: rows[row] for n, rows in record.route.items()}, dyn.choices)
+                image = None if images is None else images[row].cpu()
+                found.append(Sample(share, words, image, *classes[row : row + 1].flatten().tolist()))  # pyright: ignore
             found = _outermost(found, count)
     return found[:count], found[count:][::-1][:count]
 
@@ -59,11 +71,40 @@ def _images(batch: Batch) -> Tensor | None:
     return next((v for v in values if isinstance(v, Tensor) and v.dim() == 4 and v.shape[1] in (1, 3)), None)
 
 
-def _word(choice: Choice, row: Tensor) -> str:
-    if choice.domain is not Domain.ONE_HOT:
-        return f"{int((row > 0).sum())} of {choice.width} on"
-    column = int(row.argmax())
-    return choice.labels[column] if choice.labels else str(column)
+def _classes(output: Any, batch: Batch) -> Tensor:
+    """(label, predicted class) of each sample [B, 2]; empty rows where samples have not one label each."""
+    target = batch.target if batch.target is not None else batch.kwargs.get(LABELS)
+    if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
+        return torch.zeros(0, 2, dtype=torch.long)
+    return torch.stack([target, logits_of(output).argmax(-1)], 1).cpu()
+
+
+def route_in_words(row: Mapping[str, Tensor], choices: Mapping[str, Choice]) -> str:
+    """One sample's decisions [width] by choice; names that differ in numbers only are put together."""
+    alike: dict[str, list[str]] = {}
+    for name in row:
+        alike.setdefault(template(name), []).append(name)
+    return "; ".join(
+        f"{fold(names)}: {_words([choices[n] for n in names], [row[n] for n in names])}"
+        for names in alike.values()
+    )
+
+
+def _words(choices: Sequence[Choice], rows: Sequence[Tensor]) -> str:
+    domain = choices[0].domain
+    if domain in (Domain.ONE_HOT, Domain.SIMPLEX):
+        return ", ".join(_column(choice, row) for choice, row in zip(choices, rows, strict=True))
+    if domain is Domain.EXIT:
+        return ", ".join("stops" if bool(row.any()) else "goes on" for row in rows)
+    if domain is Domain.MIXTURE:
+        return f"{sum(map(len, rows))} coefficients"
+    return f"{sum(int((row > 0).sum()) for row in rows)} of {sum(map(len, rows))} on"
+
+
+def _column(choice: Choice, row: Tensor) -> str:
+    """The column that is picked, or those that weigh."""
+    columns = [int(i) for i in row.nonzero().flatten()] or [int(row.argmax())]
+    return " + ".join(choice.labels[i] if choice.labels else str(i) for i in columns)
 
 
 def data_uri(image: Tensor) -> str:

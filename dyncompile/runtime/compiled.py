@@ -1,22 +1,34 @@
-"""Graphs as Python functions."""
+"""Graphs as Python functions.
+
+Batch norms that learn make an exception for one value per channel, as a group of one row over a map of one
+position gives: it has no variance (torch's operator stores NaN as the running one), so it is normalized by
+the statistics that there are, and these stay.
+"""
 
 from __future__ import annotations
 
 import linecache
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx, nn
 
+from dyncompile.analysis.dims.call import bind
 from dyncompile.program import copy_graph
 from dyncompile.torchlib import own_buffers, own_modules, own_parameters
 
 GraphForward = Callable[..., Sequence[Any]]
 """``forward(*graph inputs)`` -> flat outputs."""
 
+Compiler = Callable[[fx.Graph, str, nn.Module], GraphForward]
+"""``compile(graph, name, state)``: how the graphs of a model become functions, see `compile_graph`."""
+
 _Slot = tuple[dict[str, Any], str]
 """Where a tensor is registered: a module's live dictionary, and its key there."""
+
+_BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
 def compile_graph(graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
@@ -25,13 +37,8 @@ def compile_graph(graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
     State is looked up in the modules' dictionaries: a dotted path of attributes would take longer than many
     an operator.
     """
-    graph, slots = _with_state_as_input(graph, state)
-    code = graph.python_code("self")
-    namespace: dict[str, Any] = dict(code.globals)
-    filename = f"<dyncompile {name} graph {id(graph):x}>"
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
-    exec(compile(code.src, filename, "exec"), namespace)
-    function = cast(GraphForward, namespace["forward"])
+    function, names = _function(graph, name)
+    slots = [_slot(state, one) for one in names]
 
     def forward(*inputs: Any) -> Sequence[Any]:
         return function(None, [registered[key] for registered, key in slots], *inputs)
@@ -39,8 +46,30 @@ def compile_graph(graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
     return forward
 
 
-def _with_state_as_input(source: fx.Graph, state: nn.Module) -> tuple[fx.Graph, list[_Slot]]:
-    """A copy whose first input is the list of tensors that it reads, and where to find each."""
+def bind_graph(graph: fx.Graph, name: str, tensors: Mapping[str, Tensor]) -> GraphForward:
+    """A graph as a function that reads these very tensors, by the names of its state."""
+    function, names = _function(graph, name)
+    own = [tensors[one] for one in names]
+
+    def forward(*inputs: Any) -> Sequence[Any]:
+        return function(None, own, *inputs)
+
+    return forward
+
+
+def _function(graph: fx.Graph, name: str) -> tuple[GraphForward, list[str]]:
+    """``(None, state, *inputs)`` -> outputs, and the names of the state in its order."""
+    graph, names = _with_state_as_input(graph)
+    code = graph.python_code("self")
+    namespace: dict[str, Any] = dict(code.globals)
+    filename = f"<dyncompile {name} graph {id(graph):x}>"
+    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    exec(compile(code.src, filename, "exec"), namespace)
+    return cast(GraphForward, namespace["forward"]), names
+
+
+def _with_state_as_input(source: fx.Graph) -> tuple[fx.Graph, list[str]]:
+    """A copy whose first input is the list of tensors that it reads, and their names."""
     graph = copy_graph(source)
     first = next(iter(graph.nodes))
     with graph.inserting_before(first):
@@ -52,7 +81,23 @@ def _with_state_as_input(source: fx.Graph, state: nn.Module) -> tuple[fx.Graph, 
             read = graph.call_function(operator.getitem, (tensors, at))
         node.replace_all_uses_with(read)
         graph.erase_node(node)
-    return graph, [_slot(state, name) for name in slots]
+    for node in graph.nodes:
+        if node.target is _BATCH_NORM and bind(node)["training"] is True:
+            node.target = _learning_batch_norm
+    return graph, list(slots)
+
+
+def _learning_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    training: bool,
+    *rest: Any,
+) -> Tensor:
+    learns = mean is None or x.numel() != x.shape[1]
+    return _BATCH_NORM(x, weight, bias, mean, variance, training and learns, *rest)
 
 
 def _slot(state: nn.Module, name: str) -> _Slot:

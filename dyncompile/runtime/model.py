@@ -55,15 +55,18 @@ class DynamicModel(Pretrained, nn.Module):
         plain: dict[Mode, fx.Graph] = {mode: without_gates(program.graphs[mode]) for mode in MODES}
         self._plain = plain
         self._flat = {mode: flatten(without_exits(plain[mode]), program.choices) for mode in MODES}
-        self._forwards = {mode: compile_graph(self._flat[mode].graph, mode, program.state) for mode in MODES}
+        self._forwards = {mode: self._compiled(self._flat[mode].graph, mode, program.state) for mode in MODES}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
         self._dense: dict[Mode, GraphForward] = {}
         self.by_size = program.variants and BySize(program, self._sizes(program))
 
-    @staticmethod
-    def _sizes(program: Program) -> list[DynamicModel]:
+    def _sizes(self, program: Program) -> list[DynamicModel]:
         """A model per size of the input that a choice decides, over the same state."""
         return [DynamicModel(at(program, column)) for column in columns_of(program)]
+
+    def _compiled(self, graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
+        """How the graphs that evaluation runs become functions."""
+        return compile_graph(graph, name, state)
 
     # -- running ------------------------------------------------------------------------------
 
@@ -155,8 +158,8 @@ class DynamicModel(Pretrained, nn.Module):
         )
         done = run.run(dict(zip(self._inputs, flat, strict=True)), rows, policy, planned)
         parts, rows_of = [out for _, out in done.parts], torch.cat([at for at, _ in done.parts])
-        types = self.output_types[self.mode] if len(parts) > 1 else ()
-        return Record(merge_outputs(parts, rows_of, types), done.route, done.logits)
+        outputs = merge_outputs(parts, rows_of, self.output_types[self.mode])
+        return Record(outputs, done.route, done.logits)
 
     def _cut(self, *, asks: bool) -> list[Segment]:
         """The segments of the present mode's graph, with or without its decision nets."""
@@ -164,7 +167,7 @@ class DynamicModel(Pretrained, nn.Module):
         if key not in self._segments:
             graph = self.program.graphs[self.mode] if asks else self._plain[self.mode]
             types = self.facts.dims.graphs[self.mode].types
-            self._segments[key] = cut(graph, types, self.program)
+            self._segments[key] = cut(graph, types, self.program, self._compiled)
         return self._segments[key]
 
     @cached_property
@@ -328,7 +331,11 @@ class DynamicModel(Pretrained, nn.Module):
         return f"history={list(self.history)}, choices={list(self.choices)}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
-        new = type(self)(copy_program(self.program, memo))
+        new = self._like(copy_program(self.program, memo))
         memo[id(self)] = new
         new.policy = self.policy
         return new.train(self.training)
+
+    def _like(self, program: Program) -> DynamicModel:
+        """A model of the same kind."""
+        return type(self)(program)

@@ -50,9 +50,14 @@ def join_rows(values: Sequence[Any], found: Type) -> Any:
     return torch.cat(list(values), axis)
 
 
+def is_in_order(rows: Tensor) -> bool:
+    """Whether positions [n] are 0, 1, 2, ...: parts that met again hold theirs one behind the other."""
+    return len(rows) < 2 or bool((rows == torch.arange(len(rows))).all())
+
+
 def merge_outputs(parts: Sequence[Sequence[Any]], rows: Tensor, types: Sequence[Type]) -> list[Any]:
     """Flat outputs of groups of rows, which lie at the positions `rows` [B], in the order of the batch."""
-    if len(parts) == 1:
+    if len(parts) == 1 and is_in_order(rows):
         return list(parts[0])
     order = torch.empty_like(rows)
     order[rows] = torch.arange(len(rows))

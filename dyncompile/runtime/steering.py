@@ -27,6 +27,10 @@ class Group:
         """The decision that this group of rows has in common (the graph's `policy` input)."""
         return self.decisions[name]
 
+    def column(self, name: str) -> int:
+        """The column of a one-hot choice that these rows have in common."""
+        return self.decisions[name].index
+
 
 @dataclass(slots=True)
 class Steered:
@@ -41,6 +45,10 @@ class Steered:
         if name not in self.decisions:
             self.decisions[name] = decision_of(self.ask(name, self.rows, features[0] if features else None))
         return self.decisions[name]
+
+    def column(self, name: str) -> int:
+        """The column of a one-hot choice that makes rows part, and that these rows have in common."""
+        return self.decisions[name].index
 
     def narrowed(self, at: Tensor) -> Some:
         """The rows at positions `at` [n]."""
@@ -66,6 +74,10 @@ class Some:
             one = self.whole.decide(name, features)
             self.decisions[name] = Decision(_taken(one.rows, self.at), one.index)
         return self.decisions[name]
+
+    def column(self, name: str) -> int:
+        """The column of a one-hot choice that makes rows part: that of all."""
+        return self.whole.column(name)
 
     def narrowed(self, at: Tensor) -> Some:
         """The rows at positions `at` [n] of these."""

@@ -1,0 +1,124 @@
+"""Plots as inline SVG, without a library: points, lines, axes with round numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+_WIDTH, _HEIGHT = 720, 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 16, 44
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points in the order of their line; `kind` is a class of the style sheet; empty labels are not shown."""
+
+    kind: str
+    points: Sequence[tuple[float, float]]
+    labels: Sequence[str] = ()
+    joined: bool = True
+    dots: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What is shown, from where to where, and whether in percent."""
+
+    name: str
+    low: float
+    high: float
+    percent: bool = False
+
+    @property
+    def ticks(self) -> list[float]:
+        """Four to eight round numbers."""
+        span = self.high - self.low or 1.0
+        power = 10.0 ** math.floor(math.log10(span / 4))
+        step = next(power * n for n in (1, 2, 2.5, 5, 10) if span / (power * n) <= 7)
+        first = math.ceil(self.low / step - 1e-9)
+        return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+    def said(self, value: float) -> str:
+        """A tick in words."""
+        return f"{100 * value:g} %" if self.percent else f"{value:.4g}"
+
+
+def around(name: str, values: Sequence[float], *, percent: bool = False, zero: bool = False) -> Axis:
+    """An axis with some room around `values`, which are finite; with `zero` it begins there.
+
+    Shares end at 100 % at most.
+    """
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    room = (high - low) * 0.12 or abs(high) * 0.05 or 0.05
+    top = min(high + room, 1.0) if percent and high <= 1 else high + room
+    return Axis(name, 0.0 if zero else max(low - room, 0.0) if percent else low - room, top, percent)
+
+
+def plot(x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()) -> str:
+    """The drawing; `marks` are vertical lines with a word each."""
+    frame = _Frame(x, y)
+    parts = [*frame.axes(), *(frame.mark(at, word) for at, word in marks)]
+    parts += [part for one in series for part in frame.series(one)]
+    names = escape(f"{y.name} against {x.name}", quote=True)
+    return (
+        f"<svg class='plot' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='{names}'>"
+        f"{''.join(parts)}</svg>"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    x: Axis
+    y: Axis
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Coordinates of a point."""
+        across = (x - self.x.low) / ((self.x.high - self.x.low) or 1)
+        up = (y - self.y.low) / ((self.y.high - self.y.low) or 1)
+        return (
+            _LEFT + (_WIDTH - _LEFT - _RIGHT) * across,
+            _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * up,
+        )
+
+    def axes(self) -> Iterator[str]:
+        """Grid, ticks, names."""
+        base, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+        for value in self.y.ticks:
+            _, at = self.place(self.x.low, value)
+            yield f"<path class='grid' d='M{_LEFT} {at:.1f} H{right}'/>"
+            yield f"<text class='faint end-at' x='{_LEFT - 8}' y='{at + 4:.1f}'>{self.y.said(value)}</text>"
+        for value in self.x.ticks:
+            at, _ = self.place(value, self.y.low)
+            yield f"<text class='faint center' x='{at:.1f}' y='{base + 18}'>{self.x.said(value)}</text>"
+        yield f"<path class='axis' d='M{_LEFT} {base} H{right}'/>"
+        yield f"<text class='faint end-at' x='{right}' y='{base + 36}'>{escape(self.x.name)}</text>"
+        yield f"<text class='faint' x='{_LEFT + 6}' y='{_TOP + 4}'>{escape(self.y.name)}</text>"
+
+    def mark(self, at: float, word: str) -> str:
+        """A vertical line."""
+        x, _ = self.place(at, 0)
+        return (
+            f"<path class='grid' d='M{x:.1f} {_TOP} V{_HEIGHT - _BOTTOM}'/>"
+            f"<text class='faint' x='{x + 5:.1f}' y='{_TOP + 20}'>{escape(word)}</text>"
+        )
+
+    def series(self, one: Series) -> Iterator[str]:
+        """A line, its points, their labels; a label that would lie on the one before goes below its point."""
+        places = [self.place(x, y) for x, y in one.points]
+        if one.joined and len(places) > 1:
+            way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            yield f"<polyline class='line {one.kind}' points='{way}'/>"
+        if one.dots:
+            yield from (
+                f"<circle class='point {one.kind}' cx='{x:.1f}' cy='{y:.1f}' r='5'/>" for x, y in places
+            )
+        last = (-math.inf, 0.0)
+        for label, (x, y) in zip(one.labels, places, strict=False):
+            crowded = x - last[0] < 7 * len(label) + 12 and abs(y - last[1]) < 18
+            down = 20 if crowded else -10
+            end = " end-at" if x > _WIDTH - 80 else ""
+            if label:
+                yield f"<text class='{end}' x='{x:.1f}' y='{y + down:.1f}'>{escape(label)}</text>"
+                last = (x, y)
