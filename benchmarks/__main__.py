@@ -20,6 +20,7 @@ from benchmarks import (
     latency,
     resolution,
     routing,
+    scaling,
     skipping,
     synthesis,
     training_step,
@@ -44,6 +45,7 @@ LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "coverage": coverage.run,
     "export": export.run,
     "fuzz": fuzz.run,
+    "scaling": scaling.run,
     "deployment_compiled": deployment.compiled,
     "multiscale": multiscale.run,
 }

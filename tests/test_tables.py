@@ -143,6 +143,19 @@ def test_other_tables(tmp_path: Path) -> None:
     ]
 
 
+def test_deployed_models(tmp_path: Path) -> None:
+    row = dict.fromkeys(("specialized", "forced", "packed", "gated", "real"), RATIO) | {"macs": 0.25}
+    rows = {
+        "full, batch 8": RATIO,
+        "width 0.5, batch 1": row,
+        "mixed, batch 32": {"shared": RATIO, "packed": RATIO},
+    }
+    lines = rendered("deployment", {"models": {"timm:x": rows}}, tmp_path)
+    assert cells(lines[2]) == ["`timm:x`, batch 8", "1.25 ± 0.25"]
+    assert cells(lines[6])[:3] == ["`timm:x`, 0.5, batch 1", "25.0 %", "1.25 ± 0.25"]
+    assert cells(lines[10]) == ["`timm:x`, batch 32", "1.25 ± 0.25", "1.25 ± 0.25"]
+
+
 def test_accuracies_are_means_over_seeds(tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.9, 0.8)):
         run = {

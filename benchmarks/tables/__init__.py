@@ -13,13 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.tables import accuracy, counting, coverage, predicted, routes, scaling, single, widths
+from benchmarks.tables import (
+    accuracy,
+    counting,
+    coverage,
+    deployment,
+    predicted,
+    routes,
+    scaling,
+    single,
+    widths,
+)
 
 RENDERERS: Mapping[str, Callable[[Path], str]] = {
     "coverage": coverage.render,
     "coverage-models": coverage.render_models,
     "counting": counting.render,
     "scaling": scaling.render,
+    "deployment": deployment.render,
     "widths": widths.render,
     "skipping": routes.render_skipping,
     "routing": routes.render_routing,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage import PYTHON, Rows, is_converted, summary
+from benchmarks.models import REFERENCE
 from benchmarks.tables.markdown import block, percent, read, short, source, table
 
 COMMAND = "make coverage"
@@ -28,7 +29,9 @@ def render(results: Path) -> str:
         "CPU seconds",
     )
     rows = (_line(name, summary(models, name)) for name in contenders)
-    return block(table(heads, rows), NOTES, _missed(models, contenders), source(COMMAND, found))
+    return block(
+        table(heads, rows), _left(models) + NOTES, _missed(models, contenders), source(COMMAND, found)
+    )
 
 
 def _line(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -42,6 +45,11 @@ def _line(name: str, one: Mapping[str, Any]) -> tuple[str, ...]:
         percent(one["skippable over all"], 1),
         "-" if one["seconds"] is None else f"{one['seconds']:.1f}",
     )
+
+
+def _left(models: Rows) -> str:
+    missing = [name for name in REFERENCE if name not in models]
+    return f"Measured so far: {len(models)} of {len(REFERENCE)} models. " if missing else ""
 
 
 def _missed(models: Rows, contenders: list[str]) -> str:

@@ -167,10 +167,17 @@ class Flow:
         Side effects that are theirs alone are included: checks, batch counters.
         """
         ends = {output, self.value(exit, output)}
+        if self._is_used_later(ends, exit):
+            return set()  # before a walk that would go back to the inputs for every stream
         members = self._grown(ends)
         members = self._grown(members | self._counters(members))
         users = {user for end in ends for user in self.uses(end)} - members
         return members if users == {exit} and output.op != "placeholder" else set()
+
+    def _is_used_later(self, ends: set[fx.Node], exit: fx.Node) -> bool:
+        """Whether something behind all of `ends`, and so no part of what they need, uses one of them."""
+        last = max(self.order[end] for end in ends)
+        return any(user is not exit and self.order[user] > last for end in ends for user in self.uses(end))
 
     @cached_property
     def rewritten(self) -> Collection[fx.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import fx
 
@@ -36,12 +36,10 @@ class Sizing(Draft):
             self._undo_resizing()
         self._picked.update(picked or {})
         statistics = self._dims.statistics
-        private = {
-            name: choice for name in sorted(statistics) if (choice := self._owner(name, sized)) is not None
-        }
+        private = self._owners(sorted(statistics), sized)
         options = {name: self._private(name, choice, sized) for name, choice in private.items()}
         for mode, graph in self._graphs.items():
-            self._resize_graph(mode, graph, sized, options)
+            self._resize_graph(mode, graph, sized, options, private)
         self._sized = sized
 
     def _undo_resizing(self) -> None:
@@ -59,27 +57,27 @@ class Sizing(Draft):
         drop_state(self._state, private.removesuffix("."))
         self._tensors = state_tensors(self._state)
 
-    def _owner(self, name: str, sized: Mapping[str, Sized]) -> Choice | None:
-        """The one choice that the statistics of a norm depend on.
+    def _owners(self, names: Iterable[str], sized: Mapping[str, Sized]) -> dict[str, Choice]:
+        """The one choice that the statistics of a norm depend on, for those that have one.
 
         None if there are several or none yet, or if channels are kept one by one: statistics then are those
         of the channel, whichever others are kept.
         """
-        dims = self._facts.elastics_of(name)
-        if any(e in self._picked for e in dims):
-            return None
-        own = {sized[e].choice for e in dims if e in sized}
-        names = own or {one.choice for one in sized.values() if self._precedes(one.choice, name)}
-        return self._choices[next(iter(names))] if len(names) == 1 else None
+        sizing = {one.choice for one in sized.values()}
+        first = {mode: _first_uses(graph) for mode, graph in self._graphs.items()}
+        found: dict[str, Choice] = {}
+        for name in names:
+            dims = self._facts.elastics_of(name)
+            own = {sized[e].choice for e in dims if e in sized}
+            choices = own or {choice for choice in sizing if self._precedes(choice, name, first)}
+            if len(choices) == 1 and not any(e in self._picked for e in dims):
+                found[name] = self._choices[next(iter(choices))]
+        return found
 
-    def _precedes(self, choice: str, state: str) -> bool:
+    def _precedes(self, choice: str, state: str, first: Mapping[Mode, Mapping[str, fx.Node]]) -> bool:
         """Whether a choice is decided before anything uses the state of this name."""
-        for mode, graph in self._graphs.items():
-            decision = self._decisions[mode, choice]
-            reads = [node for node in graph.nodes if node.op == "get_attr" and node.target == state]
-            if any(user < decision for node in reads for user in node.users):
-                return False
-        return True
+        uses = ((self._decisions[mode, choice], used.get(state)) for mode, used in first.items())
+        return not any(use is not None and use < decision for decision, use in uses)
 
     def _private(self, name: str, choice: Choice, sized: Mapping[str, Sized]) -> list[str]:
         """State names per column; the full column is the source's own buffer."""
@@ -96,7 +94,12 @@ class Sizing(Draft):
         return out
 
     def _resize_graph(
-        self, mode: Mode, graph: fx.Graph, sized: Mapping[str, Sized], options: Mapping[str, list[str]]
+        self,
+        mode: Mode,
+        graph: fx.Graph,
+        sized: Mapping[str, Sized],
+        options: Mapping[str, list[str]],
+        private: Mapping[str, Choice],
     ) -> None:
         extents: dict[Sized, fx.Node] = {}
         for one in dict.fromkeys(sized.values()):
@@ -115,7 +118,7 @@ class Sizing(Draft):
 
         def choose(node: fx.Node) -> fx.Node | None:
             names = options.get(str(node.target))
-            return None if names is None else self._pick(mode, graph, node, names, sized)
+            return None if names is None else self._pick(mode, graph, node, names, private[str(node.target)])
 
         resizer.run(dims.statistics, choose)
 
@@ -129,12 +132,8 @@ class Sizing(Draft):
                     found[name] = graph.call_function(ops.active, (decision, name, whole, one.block))
         return found
 
-    def _pick(
-        self, mode: Mode, graph: fx.Graph, node: fx.Node, names: list[str], sized: Mapping[str, Sized]
-    ) -> fx.Node:
+    def _pick(self, mode: Mode, graph: fx.Graph, node: fx.Node, names: list[str], choice: Choice) -> fx.Node:
         """A node that holds the statistics of the present column."""
-        choice = self._owner(str(node.target), sized)
-        assert choice is not None
         after, reads = node, list[fx.Node]()
         for name in names:
             if name != node.target:
@@ -147,3 +146,13 @@ class Sizing(Draft):
             picked = graph.call_function(ops.pick, (decision, reads))
         picked.meta["val"] = node.meta["val"]
         return picked
+
+
+def _first_uses(graph: fx.Graph) -> dict[str, fx.Node]:
+    """State name -> the first node that uses it."""
+    first: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        for read in node.all_input_nodes:
+            if read.op == "get_attr":
+                first.setdefault(str(read.target), node)
+    return first
