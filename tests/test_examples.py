@@ -68,7 +68,7 @@ def test_segmentation(capsys: pytest.CaptureFixture[str]) -> None:
     ("name", "points"),
     [
         ("exits", 5),
-        pytest.param("lcnet", 3, marks=pytest.mark.zoo),
+        pytest.param("lcnet", 2, marks=pytest.mark.zoo),
         pytest.param("routing", 3, marks=pytest.mark.zoo),
         pytest.param("resolution", 4, marks=pytest.mark.zoo),
         pytest.param("basisnet", 3, marks=pytest.mark.zoo),

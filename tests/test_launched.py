@@ -65,7 +65,8 @@ def test_tensorboard(tmp_path: Path) -> None:
     )
 
     history = run(perceptron(), recipe(), tmp_path, trackers=["tensorboard"])
-    (folder,) = {path.parent for path in tmp_path.rglob("*tfevents*") if "recipe" not in path.parent.name}
-    events = EventAccumulator(str(folder)).Reload()
-    logged = {event.step: event.value for event in events.Scalars("train/task")}
+    folders = sorted({path.parent for path in tmp_path.rglob("*tfevents*")})  # settings have their own
+    events = [EventAccumulator(str(folder)).Reload() for folder in folders]
+    (found,) = [one for one in events if "train/task" in one.Tags()["scalars"]]
+    logged = {event.step: event.value for event in found.Scalars("train/task")}
     assert logged == pytest.approx({step.step: step.terms["task"] for step in history.steps}, rel=1e-6)

@@ -268,6 +268,22 @@ def test_bf16() -> None:
     assert np.mean(history.losses[-5:]) < np.mean(history.losses[:5])
 
 
+def test_bf16_trains_widths_and_decision_nets() -> None:
+    """Sandwich steps with a moving average, then noisy gates; each step's gradients from two batches."""
+    dyn = conv_net(GATED)
+    before = state_of(dyn)
+    how = recipe(sandwich(task, epochs=4), gate_phase())
+    history = run(dyn, how, precision="bf16", batch_size=4, accumulate=2)
+    assert all(math.isfinite(value) for step in history.steps for value in step.terms.values())
+    first = [step.terms["task"] for step in history.steps if step.phase == "supernet"]
+    assert len(first) == 20
+    assert np.mean(first[-5:]) < np.mean(first[:5])
+    after = state_of(dyn)
+    assert all(value.dtype == before[name].dtype for name, value in after.items())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("dyn.gates.") for name in moved)
+
+
 def test_precisions_do_not_get_in_each_others_way() -> None:
     """Accelerate's settings are one per process; ours are aside, the user's stay."""
     from accelerate import Accelerator
