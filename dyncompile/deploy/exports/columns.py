@@ -8,7 +8,7 @@ times, and those of conditions inside it as often again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import fx
 
@@ -33,7 +33,8 @@ def by_column(
         return frame.cond(_picks(frame, rows, 0), [column(0), column(1)], full)
     total = frame.cond(_picks(frame, rows, 0), [column(0), (frame.inside(), blank)], full)
     for at in range(1, choice.width):
-        total = frame.cond(_picks(frame, rows, at), [column(at), _as_before(frame, choice, total)], full)
+        before = _as_before(frame, choice, total, frame.untaken())
+        total = frame.cond(_picks(frame, rows, at), [column(at), before], full)
     return total
 
 
@@ -42,9 +43,17 @@ def _picks(frame: Frame, rows: fx.Node, column: int) -> fx.Node:
 
 
 def _as_before(
-    frame: Frame, choice: Choice, total: Sequence[fx.Node]
+    frame: Frame, choice: Choice, total: Sequence[fx.Node], taken: Mapping[str, fx.Node]
 ) -> tuple[Frame, Callable[[Frame], Sequence[fx.Node]]]:
-    """A side that gives what there is."""
+    """A side that gives what there is, decisions of columns before it included."""
     keys = [(f"{choice.name} so far", str(i)) for i in range(len(total))]
+    decided = {name: (f"{choice.name} decided", name) for name in taken}
     frame.values.update(zip(keys, total, strict=True))
-    return frame.inside(), lambda side: [side.find(key) for key in keys]
+    frame.values.update({key: taken[name] for name, key in decided.items()})
+
+    def write(side: Frame) -> list[fx.Node]:
+        for name, key in decided.items():
+            side.take(name, side.find(key))
+        return [side.find(key) for key in keys]
+
+    return frame.inside(), write

@@ -30,7 +30,7 @@ class Call:
     """How a module is called.
 
     Attributes:
-        inputs: example arguments by name; several tensors of one argument in any structure.
+        inputs: example arguments by name, which go by position; several tensors of one in any structure.
         shapes: which sizes may differ, in the same structure; None fixes all.
         outputs: names of the flat outputs; empty for any.
     """
@@ -60,7 +60,9 @@ def write_file(module: nn.Module, call: Call, path: Path, name: str) -> Run:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # exporters warn about matters of their own
         try:
-            program = torch.export.export(module, (), call.inputs, dynamic_shapes=call.shapes, strict=False)
+            arguments = tuple(call.inputs.values())
+            shapes = None if call.shapes is None else tuple(call.shapes.values())
+            program = torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
         except Exception as error:  # tracing may fail in any way
             raise _refused("torch.export", error) from error
         return _save_pt2(program, call, path) if name == "pt2" else _save_onnx(program, call, path)
@@ -71,11 +73,11 @@ def _save_pt2(program: torch.export.ExportedProgram, call: Call, path: Path) -> 
     torch.export.save(program, buffer)
     path.write_bytes(buffer.getvalue())
     module = program.module()
-    structure = pytree.tree_structure(call.inputs)
+    structure = pytree.tree_structure(tuple(call.inputs.values()))
 
     def run(given: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            return _tensors(module(**pytree.tree_unflatten(list(given), structure)))
+            return _tensors(module(*pytree.tree_unflatten(list(given), structure)))
 
     return run
 

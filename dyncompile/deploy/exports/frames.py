@@ -55,6 +55,7 @@ class Frame:
         self.known, self.stops = known, stops
         self.values: dict[Key, Any] = {}
         self.taken: dict[str, fx.Node] = {}
+        self._inner: set[str] = set()
         self.sides = nn.Module()
         self._parent = parent
         self._captured: dict[Key, fx.Node] = {}
@@ -137,6 +138,14 @@ class Frame:
         """Note a decision [1, width]."""
         self.values[ROWS, choice] = self.taken[choice] = rows
 
+    def untaken(self) -> dict[str, fx.Node]:
+        """Take back the decisions of the last condition: what other sides decide is not known to the next."""
+        taken = {choice: self.taken.pop(choice) for choice in self._inner}
+        for choice in taken:
+            del self.values[ROWS, choice]
+        self._inner = set()
+        return taken
+
     def cond(
         self,
         predicate: fx.Node,
@@ -166,6 +175,7 @@ class Frame:
         values = [self.call(operator.getitem, result, i) for i in range(count + len(choices))]
         for choice, rows in zip(choices, values[count:], strict=True):
             self.take(choice, rows)
+        self._inner = set(choices)
         return values[:count]
 
     @staticmethod
