@@ -208,7 +208,7 @@ def _of_model(one: _Compared, smallest: Route) -> Iterator[Finding]:
         yield Finding(
             "",
             f"asking the decision nets takes {asking:.1%} of the source's time, and the cheapest route saves "
-            f"{1 - least:.1%}",
+            f"{max(0.0, 1 - least):.1%}",
             "decide less often (one choice per stage or model), or take a larger batch",
         )
 
@@ -225,7 +225,8 @@ def _of_choice(one: _Compared, setting: _Setting) -> Iterator[Finding]:
         return
     before, after = one.times.split(one.full), one.times.split(setting.route)
     expected = before.contractions * saved
-    told = f"at {setting.label} {saved:.0%} of the MACs are saved, and {row.realized * saved:.0%} of the time"
+    gained = max(0.0, row.realized * saved)
+    told = f"at {setting.label} {saved:.0%} of the MACs are saved, and {gained:.0%} of the time"
     if before.contractions - after.contractions < _LITTLE * expected:
         yield Finding(
             name, f"{told}: contractions do not get faster as their MACs fall", _remedy(one, setting)
