@@ -205,6 +205,8 @@ def test_evaluation_draws_nothing_and_untrained_predictors_keep_the_native_size(
     dyn, x = made(), images(5)
     before = torch.get_rng_state()
     assert torch.equal(dyn(x), source()(x))
+    assert torch.equal(dyn.run(x, policy=dc.Full())[0], source()(x))
+    assert torch.equal(dyn.run(x, policy=dc.Smallest())[0], source()(resized(x, 0)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -535,8 +537,8 @@ def test_other_refusals() -> None:
 
 def test_shares_are_rounded_as_stated() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    dyn = dc.dynamize(net, "resolution(sizes=(0.3, 0.52, 40))", torch.randn(2, 3, 64, 96))
-    assert dyn.choices["resolution"].labels == ("16x24", "32x48", "40x60", "64x96")
+    dyn = dc.dynamize(net, "resolution(sizes=(0.3, 0.52, 40))", torch.randn(2, 3, 64, 94))
+    assert dyn.choices["resolution"].labels == ("16x24", "32x47", "40x59", "64x94")
 
 
 @pytest.mark.parametrize("alone", [0, 1], ids=["small alone", "native alone"])
