@@ -15,6 +15,7 @@ from benchmarks import (
     counting,
     coverage,
     deployment,
+    export,
     fuzz,
     latency,
     resolution,
@@ -42,6 +43,7 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
 LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "checkpoints": checkpoints.run,
     "coverage": coverage.run,
+    "export": export.run,
     "fuzz": fuzz.run,
     "scaling": scaling.run,
     "deployment_compiled": deployment.compiled,

@@ -1,77 +1,77 @@
 """Real time of a batch in which every image has its own size, against each size alone at its row count.
 
-ideal = sum over sizes of the time of the static network at that size on the rows that take it. The time of
-the predictor is apart: decisions are forced, uniformly mixed.
+ideal = sum over sizes of the time of the static network at that size on the rows that take it, the resize
+included. Decisions are forced, uniformly mixed. What the predictor takes is apart: a batch whose images all
+take the native size by its decision, over the same batch without it.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import dyncompile as dc
 from benchmarks.record import write
 from dyncompile import zoo
+from dyncompile.latency import compare
 
 MODEL = "torchvision:resnet50"
 SIZES = (112, 168)
-ROUNDS = {8: 7, 32: 5}
+PAIRS = {8: 9, 32: 5}
 
 
 def run() -> dict[str, Any]:
-    """Time of forced uniform mixtures over the ideal, and of the predictor over the mixture."""
+    """Time of forced uniform mixtures over the ideal, and of the predictor over the network."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     source = zoo.load(MODEL)
     dyn = dc.dynamize(source.model, f"resolution(sizes={SIZES})", source.args).eval()
-    width = dyn.choices["resolution"].width
-    statics = [dc.specialize(dyn, dyn.route(column)) for column in range(width)]
+    statics = [dc.specialize(dyn, dyn.route(column)) for column in range(dyn.choices["resolution"].width)]
     with torch.inference_mode():
-        rows = {f"batch {batch}": _measure(dyn, statics, batch, rounds) for batch, rounds in ROUNDS.items()}
-    meaning = "seconds, medians of interleaved rounds; a third of the rows at each size, shuffled"
+        rows = {str(batch): _measure(dyn, statics, batch, pairs) for batch, pairs in PAIRS.items()}
+    meaning = "evaluation time; a third of the rows at each size, shuffled; shares are of the native MACs"
     write("resolution", {"model": MODEL, "sizes": [*SIZES, 224], "batches": rows, "meaning": meaning})
     return {
-        name: f"{found['mixed_over_ideal']:.3f} of the ideal, predictor {found['predictor_over_mixed']:.1%}"
-        for name, found in rows.items()
+        f"batch {batch}": f"{found['mixed_over_ideal']['cpu']['median']:.3f} of the ideal, "
+        f"{found['mixed_over_native']['cpu']['median']:.3f} of the native size's time at "
+        f"{found['macs_of_mixed']:.3f} of its MACs, "
+        f"with the predictor {found['predicted_over_native']['cpu']['median']:.3f} of native"
+        for batch, found in rows.items()
     }
 
 
-def _measure(dyn: dc.DynamicModel, statics: list[Any], batch: int, rounds: int) -> dict[str, float]:
+def _measure(dyn: dc.DynamicModel, statics: list[Any], batch: int, pairs: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 3, 224, 224, generator=generator)
     columns = torch.arange(batch)[torch.randperm(batch, generator=generator)] % len(statics)
-    route = {"resolution": torch.nn.functional.one_hot(columns, len(statics)).float()}
+    route = {"resolution": F.one_hot(columns, len(statics)).float()}
     parts: list[Tensor] = [x[columns == column] for column in range(len(statics))]
-    runs: dict[str, Callable[[], Any]] = {
-        "mixed": lambda: dyn.run(x, policy=dc.Forced(route)),
-        "ideal": lambda: [static(part) for static, part in zip(statics, parts, strict=True)],
-        "native": lambda: dyn.run(x, policy=dc.Full()),
-        "learned, all native": lambda: dyn.run(x, policy=dc.Learned()),
-    }
-    times = _interleaved(runs, rounds)
-    predictor = times["learned, all native"] - times["native"]
+
+    def mixed() -> Tensor:
+        return dyn.run(x, policy=dc.Forced(route))[0]
+
+    def native() -> Tensor:
+        return dyn.run(x, policy=dc.Full())[0]
+
+    def predicted() -> Tensor:
+        return dyn.run(x, policy=dc.Learned())[0]
+
+    def ideal() -> list[Tensor]:
+        return [static(part) for static, part in zip(statics, parts, strict=True)]
+
+    assert torch.equal(predicted(), native()), "an untrained predictor takes the native size"
+    together = mixed()
+    for column, found in enumerate(ideal()):
+        torch.testing.assert_close(together[columns == column], found, rtol=1e-3, atol=1e-4)
     return {
-        **times,
-        "predictor": predictor,
-        "mixed_over_ideal": times["mixed"] / times["ideal"],
-        "mixed_over_native": times["mixed"] / times["native"],
+        "mixed_over_ideal": asdict(compare(mixed, ideal, pairs)),
+        "mixed_over_native": asdict(compare(mixed, native, pairs)),
+        "predicted_over_native": asdict(compare(predicted, native, pairs)),
         "macs_of_mixed": float(dyn.macs(route).mean()) / dyn.static_macs,
-        "predictor_over_mixed": predictor / times["mixed"],
+        "macs_of_predictor": dyn.decision_macs / dyn.static_macs,
     }
-
-
-def _interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each; a round runs all of them once, the first round is not counted."""
-    seen: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, call in runs.items():
-            start = time.process_time()
-            call()
-            seen[name].append(time.process_time() - start)
-    return {name: statistics.median(found[1:]) for name, found in seen.items()}

@@ -7,6 +7,7 @@ ratio = time of the mixed batch / ideal;   "apart": connections deal the rows in
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -18,10 +19,11 @@ from benchmarks.record import write
 from dyncompile import zoo
 from dyncompile.latency import compare
 
-MODELS = ("timm:resnet18", "timm:vit_tiny_patch16_224")
+RESNET, VIT = "timm:resnet18", "timm:vit_tiny_patch16_224"
 METHOD = "routing(candidates=('identity', 'narrow', 'lowrank'))"
-PAIRS = {32: 7, 128: 3}
-SIZE = {"timm:resnet18": 64}
+PLAN = ((RESNET, 32, 7), (VIT, 32, 3), (RESNET, 128, 3), (VIT, 128, 3))
+"""Models, batch sizes, pairs of runs. What has been measured is written at once: the last ones take long."""
+SIZE = {RESNET: 64}
 """Sides of images, where they are not the model's own."""
 
 
@@ -29,11 +31,14 @@ def run() -> dict[str, Any]:
     """Time over the ideal at every batch, and the source's overhead at full capacity."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    results = {name: measure(name) for name in MODELS}
     meaning = (
         "time of a batch of mixed routes over the sum of static networks at their rows; full: over the source"
     )
-    write("routing", {"models": results, "meaning": meaning, "method": METHOD})
+    results: dict[str, dict[str, Any]] = {}
+    for name, batch, pairs in PLAN:
+        for label, found in measure(name, batch, pairs):
+            results.setdefault(name, {})[label] = found
+            write("routing", {"models": results, "meaning": meaning, "method": METHOD})
     return {
         f"{name} {row}": f"{found['cpu']['median']:.3f}"
         for name, rows in results.items()
@@ -41,21 +46,17 @@ def run() -> dict[str, Any]:
     }
 
 
-def measure(name: str, pairs: dict[int, int] = PAIRS) -> dict[str, Any]:
-    """Ratios of one model by batch size."""
-    source = zoo.load(name)
-    model, image = source.model.eval(), source.args[0][:1]
-    size = SIZE.get(name, int(image.shape[-1]))
+def measure(name: str, batch: int, pairs: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Ratios of one model at one batch size, by what was run."""
+    model = zoo.load(name).model.eval()
+    size = SIZE.get(name, 224)
     dyn = dc.dynamize(model, METHOD, torch.randn(2, 3, size, size)).eval()
-    rows: dict[str, Any] = {}
+    x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        for batch, count in pairs.items():
-            x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-            full = compare(lambda x=x: dyn.run(x, policy=dc.Full()), lambda x=x: model(x), count)
-            rows[f"full, batch {batch}"] = asdict(full)
-            for label, apart in (("together", False), ("apart", True)):
-                rows[f"{label}, batch {batch}"] = asdict(_mixed(dyn, x, count, apart=apart))
-    return rows
+        full = compare(lambda: dyn.run(x, policy=dc.Full()), lambda: model(x), pairs)
+        yield f"full, batch {batch}", asdict(full)
+        for label, apart in (("together", False), ("apart", True)):
+            yield f"{label}, batch {batch}", asdict(_mixed(dyn, x, pairs, apart=apart))
 
 
 def _mixed(dyn: dc.DynamicModel, x: Tensor, pairs: int, *, apart: bool) -> Any:

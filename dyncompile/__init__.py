@@ -9,7 +9,7 @@
 
 from dyncompile.analysis.facts import Facts
 from dyncompile.checkpoint import load, reduce_to_source, save
-from dyncompile.deploy import deploy, specialize
+from dyncompile.deploy import deploy, export, specialize
 from dyncompile.errors import (
     CaptureError,
     CheckpointError,
@@ -65,6 +65,7 @@ __all__ = [
     "calibrate_exit",
     "deploy",
     "dynamize",
+    "export",
     "fit",
     "load",
     "profile",

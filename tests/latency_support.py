@@ -20,16 +20,23 @@ NANO = 1e-9
 
 
 class WorkClock(TorchDispatchMode):
-    """A device that takes `per_mac` ns for a multiply-accumulate of an operator, and `per_call` for any call.
+    """A device that takes `per_mac` ns for a multiply-accumulate, and `per_call` for calling an operator.
 
-    `prices` replaces `per_mac` for some operators, by name.
+    `per_other` is that of operators that multiply nothing; `prices` are those of a MAC of some operators.
     """
 
     name: ClassVar[str] = "work"
 
-    def __init__(self, per_mac: int = 1, per_call: int = 0, prices: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        per_mac: int = 1,
+        per_call: int = 0,
+        per_other: int = 0,
+        prices: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
-        self._per_mac, self._per_call, self._prices = per_mac, per_call, prices or {}
+        self._per_mac, self._per_call, self._per_other = per_mac, per_call, per_other
+        self._prices = prices or {}
         self.done = self.marks = 0
 
     def __torch_dispatch__(
@@ -44,6 +51,8 @@ class WorkClock(TorchDispatchMode):
         if packet in flop_registry:
             macs = flop_registry[packet](*args, **(kwargs or {}), out_val=out) // 2
             self.done += macs * self._prices.get(packet.__name__, self._per_mac)
+        else:
+            self.done += self._per_other
         return out
 
     def mark(self) -> int:

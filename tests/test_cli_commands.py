@@ -110,7 +110,7 @@ def test_evaluation_is_what_the_model_does(trained: Path) -> None:
         (["eval", "nowhere", "--data", SETS], "CheckpointError", "program.json is missing"),
         (["specialize", "OUT", "-o", "x.pt2", "-r", "widht=0.5"], "RouteError", "did you mean 'width'"),
         (["specialize", "OUT", "-o", "x.pt2", "-r", "width=0.6"], "RouteError", "smallest, 0.25, 0.5"),
-        (["export", "OUT", "-o", "x.txt"], "SpecError", "end it in .pt2 or .onnx"),
+        (["export", "OUT", "-o", "x.txt"], "SpecError", "end it in .onnx or .pt2"),
         (["inspect", "nowhere"], "CheckpointError", "program.json is missing"),
         (["report", "nowhere"], "CheckpointError", "program.json is missing"),
         (["bench", "nowhere"], "CheckpointError", "program.json is missing"),
@@ -139,6 +139,16 @@ def test_a_route_becomes_a_file(command: str, trained: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["half.pt2"]
 
 
+def test_the_dynamic_model_is_exported_where_no_route_is_given(trained: Path, tmp_path: Path) -> None:
+    assert told("export", trained, "-o", tmp_path / "dynamic.pt2")["difference"] < 1e-5
+    dyn, x = dc.load(trained), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        output, route = torch.export.load(tmp_path / "dynamic.pt2").module()(x)
+        expected, taken = dyn.run(x, policy=dc.Learned())
+    assert torch.allclose(output, expected, atol=1e-5)
+    assert torch.equal(route["width"], taken["width"])
+
+
 def test_onnx_runs_in_onnx_runtime(trained: Path, tmp_path: Path) -> None:
     assert told("export", trained, "--smallest", "-o", tmp_path / "narrow.onnx")["difference"] < 1e-5
     session: Any = importlib.import_module("onnxruntime").InferenceSession(tmp_path / "narrow.onnx")
@@ -149,14 +159,32 @@ def test_onnx_runs_in_onnx_runtime(trained: Path, tmp_path: Path) -> None:
     assert torch.allclose(torch.as_tensor(found), expected, atol=1e-5)
 
 
-def test_bench_times_every_route_against_the_source(trained: Path) -> None:
-    rows = {row["name"]: row for row in told("bench", trained, "--pairs", "1", "--batch-size", "2")}
-    assert {"dynamic at full", "dynamic at smallest", "static 0.25", "static 1"} <= set(rows)
+def test_bench_times_every_route_against_the_source(trained: Path, tmp_path: Path) -> None:
+    short, plot = ("--pairs", "1", "--batch-size", "2"), tmp_path / "time.svg"
+    rows = {row["name"]: row for row in told("bench", trained, *short, "--data", SETS, "--plot", plot)}
+    assert {"source", "dynamic at full", "dynamic at smallest", "static 0.25", "static 1"} <= set(rows)
     assert rows["dynamic at full"]["share"] == 1
+    assert rows["static 0.25"]["share"] < rows["learned routes"]["share"]
+    assert plot.read_text().startswith("<svg xmlns=")
     assert rows["static 0.25"]["share"] < rows["static 0.5"]["share"] < 1
     assert all(row["latency"]["wall"]["median"] > 0 for row in rows.values())
-    table = run("bench", trained, "--pairs", "1", "--source", NET).stdout
+    table = run("bench", trained, "--pairs", "1", "--source", NET, "--deployed").stdout
     assert "time relative to the source" in table
+    assert "learned" not in table
+
+
+def test_profile_shows_both_currencies(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DYNCOMPILE_CACHE", str(tmp_path))
+    found = told("profile", trained, "--rounds", "1")
+    assert [row["label"] for row in found["rows"]] == ["0.25", "0.5", "0.75", "1"]
+    assert [row["macs"] for row in found["rows"]] == sorted(row["macs"] for row in found["rows"])
+    assert (found["batch"], found["threads"], found["clock"]) == (1, 1, "wall")
+    assert found["rows"][3]["time"] == found["full"] > 0
+    text = run("profile", NET, "-m", "dsnet(divisor=1)", "--rounds", "1").stdout
+    assert re.search(r"choice +setting +MACs +time +realized", text)
+    assert len(list((tmp_path / "latency").iterdir())) == 1  # the same graph is measured once
 
 
 # -- report and inspect -----------------------------------------------------------------------------

@@ -149,32 +149,30 @@ def test_what_is_no_argument_is_refused(arguments: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @settings(
-    max_examples=6,
+    max_examples=4,
     suppress_health_check=(HealthCheck.too_slow, HealthCheck.filter_too_much),
     phases=(Phase.explicit, Phase.generate),
 )
 @given(networks(), st.sampled_from((f"dsnet({FINE})", "lcnet(channels=False)")), st.integers(0, 99))
-def test_any_routes_in_any_order_equal_masked_execution(net: Net, method: str, seed: int) -> None:
-    """Rows of a batch in another order give the same outputs in that order; both are those of masks."""
+def test_any_routes_in_any_order_equal_static_networks(net: Net, method: str, seed: int) -> None:
+    """Every row gets what a static network of its own route gives, wherever in the batch it stands."""
     try:
         dyn = subject_of(net).dynamic(method)
     except dc.NoSiteError:
         return
-    args, kwargs = net.inputs(5, seed)
-    policy = dc.Sampled(seed, per_sample=True)
-    with torch.no_grad():
-        execution = "sparse" if dyn.unmaskable else "dense"
-        expected = dyn.record(*args, policy=policy, execution=execution, **kwargs)
-    order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
-    mixed = {name: rows[order] for name, rows in expected.route.items()}
-    moved = [x[order] for x in args], {name: x[order] for name, x in kwargs.items()}
+    args, kwargs = net.inputs(4, seed)
+    order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
+    route = dyn.run(*args, policy=dc.Sampled(seed, per_sample=True), **kwargs)[1]
     for memory in ("shared", "packed"):
         fast = dc.deploy(dyn, memory=memory)
-        output, route = fast.run(*args, policy=policy, **kwargs)
-        assert relative(expected.output, output) < 1e-4
-        assert all(torch.equal(route[name], rows) for name, rows in expected.route.items())
-        again = fast.run(*moved[0], policy=dc.Forced(mixed), **moved[1])[0]
-        assert relative(output[order], again) < 1e-5
+        output = fast.run(*args, policy=dc.Forced(route), **kwargs)[0]
+        for row in range(4):
+            own = [x[row : row + 1] for x in args], {name: x[row : row + 1] for name, x in kwargs.items()}
+            static = dc.specialize(dyn, {name: rows[row : row + 1] for name, rows in route.items()})
+            assert relative(static(*own[0], **own[1]), output[row : row + 1]) < 1e-4
+        moved = [x[order] for x in args], {name: x[order] for name, x in kwargs.items()}
+        mixed = dc.Forced({name: rows[order] for name, rows in route.items()})
+        assert relative(output[order], fast.run(*moved[0], policy=mixed, **moved[1])[0]) < 1e-5
 
 
 @pytest.mark.parametrize("asks", [False, True])
@@ -223,10 +221,17 @@ def test_packed_weights_give_the_same_and_say_what_they_take(make: Make) -> None
         assert relative(shared.run(x, policy=policy)[0], packed.run(x, policy=policy)[0]) < 1e-6
     assert shared.packed_bytes == 0
     static, whole = dc.specialize(shared, shared.route(0)), state_tensors(shared.program.state)
-    narrow = [
-        tensor for name, tensor in snapshot(static).items() if tensor.shape != whole[name].shape
-    ]  # what one column has of its own; columns are shared by all graphs
-    assert packed.packed_bytes == sum(tensor.numel() * tensor.element_size() for tensor in narrow)
+    copied = [
+        tensor
+        for name, tensor in snapshot(static).items()
+        if tensor.shape != whole[name].shape and not leads(tensor, whole[name])
+    ]  # what the only narrow column cannot have as a contiguous view
+    assert packed.packed_bytes == sum(tensor.numel() * tensor.element_size() for tensor in copied)
+
+
+def leads(tensor: Tensor, whole: Tensor) -> bool:
+    """Whether a tensor is the first rows of another."""
+    return tensor.shape[1:] == whole.shape[1:] and torch.equal(tensor, whole[: len(tensor)])
 
 
 @pytest.mark.parametrize("make", [handmade.resnet, handmade.vit])

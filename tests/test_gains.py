@@ -286,6 +286,18 @@ def test_consistency_takes_the_decisions_that_an_earlier_turn_left() -> None:
     assert float(RouteConsistency()(given)) == pytest.approx(0.5**2 / 2)
 
 
+def test_consistency_compares_what_two_views_weigh() -> None:
+    choice = Choice("r", Domain.SIMPLEX, (1.0, 0.0), (0.0, 1.0))
+    ours = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    taught = lambda p: Record(None, {}, {"r": torch.tensor([[1.0, 1.0]])})  # noqa: E731
+    found = RouteConsistency()(moment(Gated(choice), {"r": ours}, teacher=taught))
+    apart = 0.5 - 1 / (1 + torch.e)
+    assert float(found.detach()) == pytest.approx(apart**2, rel=1e-5)
+    found.backward()
+    assert ours.grad is not None
+    assert bool(ours.grad.all())
+
+
 def test_a_view_of_another_size_is_an_error() -> None:
     given = moment(
         Gated(switches("g", 1)),

@@ -15,7 +15,7 @@ import dyncompile as dc
 from dyncompile.latency import terms as terms_module
 from dyncompile.latency.axes import Columns, Shares, hats
 from dyncompile.latency.design import routes_to_time
-from dyncompile.latency.model import Fit
+from dyncompile.latency.model import Fit, ends
 from dyncompile.latency.store import cache_folder
 from dyncompile.latency.terms import Term, combinations
 from dyncompile.latency.timing import Asked
@@ -93,24 +93,25 @@ def test_too_many_combinations_are_timed_choice_by_choice(
     assert 0 < least < latency.source
 
 
-def test_a_call_that_takes_longer_than_its_operators_has_an_offset() -> None:
-    assert Fit.of(5.0, 4.0) == Fit(1.0, 1.0)
-    assert Fit.of(3.0, 4.0) == Fit(0.75, 0.0)
+def test_whole_calls_are_more_than_their_operators() -> None:
+    assert Fit.of((5.0, 2.0), (4.0, 1.0)) == Fit(1.0, 1.0)
+    bent = Fit.of((5.0, 1.7), (4.0, 1.0))
+    assert (bent.scale, bent.offset) == pytest.approx((1.1, 0.6))
+    assert Fit.of((3.0, 1.0), (4.0, 1.0)) == Fit(0.75, 0.0)
+    assert Fit.of((5.0, 9.0), (4.0, 3.9)) == Fit(1.0, 1.0)
+    assert Fit.of((9.0, 1.0), (4.0, 1.0)) == Fit(1.25, 4.0)
 
 
-def test_operators_that_multiply_nothing_count(tmp_path: Path) -> None:
+def test_whole_calls_are_met_at_both_ends(tmp_path: Path) -> None:
+    """Each operator's call takes some time, too; a call that skips has some that no graph shows."""
     dyn = made(METHODS["layers"])
-    latency = timed(dyn, tmp_path, WorkClock(per_mac=0, per_call=1), batch=1)
-    off = {name: torch.zeros(1, 1) for name in dyn.choices}
-    x = torch.randn(1, 3, 8, 8)
-    with WorkClock(per_mac=0, per_call=1) as clock, torch.inference_mode():
-        dyn.run(x, policy=dc.Forced(off))
-        least = clock.done
-        dyn.run(x, policy=dc.Full())
-        most = clock.done - least
-    full = float(latency({name: torch.ones(1, 1) for name in dyn.choices}))
-    assert full == pytest.approx(NANO * most, rel=0.01)
-    assert float(latency(off)) / full == pytest.approx(least / most, abs=0.15)
+    latency, x = timed(dyn, tmp_path, WorkClock(per_call=100), batch=1), torch.randn(1, 3, 8, 8)
+    for policy in (dc.Full(), dc.Smallest()):
+        route = ends(dyn.choices, policy)
+        with WorkClock(per_call=100) as clock, torch.inference_mode():
+            dyn.run(x, policy=dc.Forced(route))
+        assert float(latency(route)) == pytest.approx(NANO * clock.done, rel=1e-3)
+        assert clock.done > 1.02 * float(dyn.macs(route))
 
 
 def test_the_model_stays_as_it_is(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from dyncompile.train.phase import Optimization, Recipe
 from dyncompile.verify import count_macs
 from tests.nets import randomize
 from tests.support import Subject, relative, same, snapshot, undecided
+from tests.test_contract import third_party
 
 TOLERANCE = 1e-5
 NAMES = ("original", "identity", "separable3", "narrow", "lowrank")
@@ -348,6 +349,66 @@ def test_reasons_are_told() -> None:
         ).dynamic("routing(candidates=('separable3',))")
 
 
+def test_what_a_connection_is_offered() -> None:
+    dyn = dynamic(Cnn)
+    for choice in dyn.choices.values():
+        assert choice.labels == NAMES
+        assert choice.full == (1.0, 0.0, 0.0, 0.0, 0.0)
+        assert choice.smallest == (0.0, 1.0, 0.0, 0.0, 0.0)  # nothing runs
+        assert choice.selection == Selection(0.2, 0)  # one over the number of alternatives
+    net = Subject(nn.Sequential(nn.Conv2d(3, 8, 1), Residual(), Residual()), (torch.randn(2, 3, 6, 6),), {})
+    shared, own = (
+        net.dynamic("routing(candidates=('identity',))", per=per) for per in ("stage", "connection")
+    )
+    assert list(shared.choices) == ["route.1", "route.2"]
+    hidden = "dyn.gates.route.2.reduce.weight"  # one router decides for a stage, its second head for the rest
+    assert hidden not in shared.state_dict()
+    assert hidden in own.state_dict()
+
+
+class Residual(nn.Sequential):
+    """A residual block that keeps its shape."""
+
+    def __init__(self, *, inplace: bool = False) -> None:
+        super().__init__(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.inplace = inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        return input.add_(y) if self.inplace else input + y
+
+
+def test_alternatives_can_start_at_zero() -> None:
+    dyn, (x,) = (
+        source(Cnn).dynamic("routing(candidates=('separable3', 'lowrank'), zero=True)"),
+        source(Cnn).args,
+    )
+    with torch.no_grad():
+        outputs = [dyn.run(x, policy=dc.Forced(dyn.route(column)))[0] for column in (1, 2)]
+    assert same(*outputs), "before training, alternatives that start at zero are alike"
+
+
+def test_alternatives_are_the_same_every_time() -> None:
+    """A checkpoint puts them in again, whatever was drawn before."""
+    states: list[dict[str, Tensor]] = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        states.append(snapshot(source(Cnn).dynamic("routing(candidates=('separable3',))")))
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_connections_do_not_lie_in_one_another() -> None:
+    dyn = source(Vgg).dynamic("routing(connections=modules, include='^one', candidates=('lowrank',))")
+    assert list(dyn.choices) == ["route.one"]
+    assert any(r.name == "one.0" and "inside one" in r.reason for r in dyn.plans[0].rejections)
+
+
+def test_what_is_written_into_has_no_alternatives() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), Residual(inplace=True), nn.Flatten(), nn.Linear(288, 2))
+    with pytest.raises(dc.NoSiteError, match="something writes into"):
+        Subject(net, (torch.randn(2, 3, 6, 6),), {}).dynamic("routing(candidates=('lowrank',))")
+
+
 # -- training ----------------------------------------------------------------------------------------
 
 
@@ -365,6 +426,8 @@ def test_the_recipe_fits_alternatives_and_meets_its_budget() -> None:
         branches=Optimization(rate=5e-2),
         balance=0.1,
         diversity=0.1,
+        consistency=0.1,
+        view=lambda batch: batch,
     )
     frozen = snapshot(source(Cnn).module)
     first = dc.fit(dyn, Recipe("branches", recipe.phases[:1]), TensorDataset(x, y), batch_size=32)
@@ -376,3 +439,32 @@ def test_the_recipe_fits_alternatives_and_meets_its_budget() -> None:
     assert done.calibration["reached"] == pytest.approx(0.6, abs=0.05)
     tasks = [step.terms["task"] for step in done.steps if "task" in step.terms]
     assert sum(tasks[-4:]) < sum(tasks[:4])
+
+
+# -- the zoo -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("name", "connections"),
+    [
+        ("timm:resnet18", 8),
+        ("torchvision:mobilenet_v2", 10),
+        ("timm:efficientnet_b0", 9),
+        ("timm:convnext_atto", 12),
+        ("timm:vit_tiny_patch16_224", 24),
+        ("hf:BertForSequenceClassification?num_hidden_layers=4", 8),
+    ],
+    ids=lambda value: str(value).partition("?")[0],
+)
+def test_networks_of_others_hold_the_contract(name: str, connections: int) -> None:
+    """One connection per residual branch; every candidate that is not offered has a reason."""
+    found = third_party(name)
+    example = found.args or found.kwargs
+    dyn = dc.dynamize(found.module, "routing(candidates=('identity', 'separable3', 'lowrank'))", example)
+    assert len(dyn.choices) == connections
+    refused = {r.name for r in dyn.plans[0].rejections if r.reason}
+    for choice in dyn.choices.values():
+        for candidate in {"identity", "separable3", "lowrank"} - set(choice.labels):
+            assert f"{choice.name.removeprefix('route.')}: {candidate}" in refused
+    assert dc.verify(dyn, found.module, example, routes=1).passed

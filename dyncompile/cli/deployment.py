@@ -13,8 +13,10 @@ from dyncompile.cli.app import AsJson, Saved, Settings, Smallest, SourceModel, a
 from dyncompile.cli.models import open_model
 from dyncompile.cli.output import busy, errors_as_panels, say
 from dyncompile.cli.routes import parse_route
+from dyncompile.deploy import export as export_model
 from dyncompile.deploy import specialize as specialized
-from dyncompile.deploy.static_files import FORMATS, Written, write_static
+from dyncompile.deploy.exports.formats import BUNDLE, FORMATS
+from dyncompile.deploy.exports.static import Written, write_static
 from dyncompile.errors import SpecError
 from dyncompile.program import Route
 from dyncompile.report.sections import percent, quantity
@@ -44,8 +46,9 @@ def specialize(
 
 @app.command(
     epilog=examples(
+        "dyncompile export OUT -o dynamic.onnx",
         "dyncompile export OUT --smallest -o narrow.onnx",
-        "dyncompile export OUT --route width=0.5 -o half.bin --format onnx",
+        "dyncompile export OUT --format bundle -o served",
     )
 )
 def export(
@@ -54,17 +57,34 @@ def export(
     route: Settings = [],  # noqa: B006
     smallest: Smallest = False,
     file_format: Annotated[
-        str | None, typer.Option("--format", help="onnx or pt2; by default what FILE ends in.")
+        str | None,
+        typer.Option("--format", help="onnx, pt2 or bundle (a new folder); by default what FILE ends in."),
     ] = None,
     source: SourceModel = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the static network of a route as ONNX or .pt2; the file is run and compared first."""
+    """Write the dynamic model for one sample, its decisions inside, as ONNX or .pt2.
+
+    With --smallest or --route it is the static network of that route, at any batch. What is written is run
+    and compared first.
+    """
     with errors_as_panels():
         chosen = file_format or output.suffix.removeprefix(".")
-        if chosen not in FORMATS:
+        if chosen not in (*FORMATS, BUNDLE):
             raise SpecError(f"{output.name} names no format", fix=f"end it in .{' or .'.join(FORMATS)}")
-        _take_out(model, output, route, smallest, source, chosen, as_json)
+        if route or smallest:
+            _take_out(model, output, route, smallest, source, chosen, as_json)
+        else:
+            _write_dynamic(model, output, source, chosen, as_json)
+
+
+def _write_dynamic(model: Path, output: Path, source: str | None, chosen: str, as_json: bool) -> None:
+    with busy(f"loading {model}"):
+        dyn = open_model(model, source)
+    with busy("writing, comparing"):
+        written = export_model(dyn, output, chosen)
+    found = {"file": str(written.path), "bytes": written.bytes, "difference": written.difference}
+    say(json.dumps(found, indent=2) if as_json else _written(found))
 
 
 def _take_out(
@@ -102,5 +122,9 @@ def _told(found: dict[str, Any]) -> str:
     return (
         f"{quantity(found['macs'])} MACs ({percent(found['share'])} of the source), "
         f"{found['parameters']:,} parameters\n"
-        f"written: {found['file']} ({found['bytes']:,} bytes), max abs diff {found['difference']:.3g}"
+        f"{_written(found)}"
     )
+
+
+def _written(found: dict[str, Any]) -> str:
+    return f"written: {found['file']} ({found['bytes']:,} bytes), max abs diff {found['difference']:.3g}"

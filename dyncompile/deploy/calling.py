@@ -18,7 +18,7 @@ def adopt_signature(graph: fx.Graph, signature: Signature) -> None:
     """
     flat = list(range(len(signature.leaves)))
     named: dict[str, Any] = pytree.tree_unflatten(flat, signature.structure)
-    kept = {name: value for name, value in named.items() if _has_tensor(value, signature)}
+    kept = {name: value for name, value in named.items() if has_tensor(value, signature)}
     wanted: set[int] = set(pytree.tree_leaves(list(kept.values())))
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for position, node in enumerate(inputs):
@@ -28,6 +28,7 @@ def adopt_signature(graph: fx.Graph, signature: Signature) -> None:
     graph.set_codegen(python_calling(list(kept), structure, signature.out_structure))
 
 
-def _has_tensor(value: Any, signature: Signature) -> bool:
+def has_tensor(value: Any, signature: Signature) -> bool:
+    """Whether an argument, as positions of flat inputs, holds a tensor."""
     positions: list[int] = pytree.tree_leaves(value)
     return any(signature.leaves[position].shape is not None for position in positions)

@@ -245,8 +245,8 @@ def deploy(
         dyn: any dynamic model; it stays as it is, and later training of it does not reach the copy.
         backend: "eager", or "inductor": what lies between decisions is compiled by torch.compile, each region
             as a whole and with a symbolic batch. The first calls compile; `warm_up` does that ahead.
-        memory: "shared" narrows one set of weights by views; "packed" keeps a contiguous copy of every
-            narrowed tensor per column, made when a column first runs: `packed_bytes` says how much that is.
+        memory: "shared" narrows one set of weights by views; "packed" keeps contiguous copies of what is
+            narrowed, per column, made when a column first runs: `packed_bytes` says how much that is.
         max_buckets: groups of rows per decision and part of the batch that came together to it. Beyond it,
             groups are moved up, to a larger width, size or kept branch, where that costs least: outputs of
             moved rows change, and the route that comes back is the one that ran. None: every row as decided.
@@ -262,5 +262,5 @@ def deploy(
     if backend == "inductor":
         check_usable()
     fast = Deployed(fold_norms(dyn.program), settings)
-    fast.policy = dyn.policy
+    fast.policy, fast.costs = dyn.policy, dyn.costs
     return fast

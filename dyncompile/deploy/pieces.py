@@ -4,7 +4,7 @@ Rows that run together share the columns of all choices that size something. So 
 columns at its first use, and later calls find narrowed weights, literals and private statistics ready:
 
     memory="shared"   views of one set of weights; what is no leading slice is gathered at each call
-    memory="packed"   a contiguous copy of every narrowed tensor, made once per column for all graphs
+    memory="packed"   a contiguous copy of every narrowed tensor that is none, made once for all graphs
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ class Shop:
     def _packed(self, value: Tensor, way: Way, tensors: Mapping[str, Tensor]) -> Tensor:
         if len(way) < 2:  # the whole tensor, or computed for this form alone
             return value
-        key = (tensors[way[0]].data_ptr(), *way)
+        source = tensors[way[0]]
+        is_view = value.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+        if is_view and value.is_contiguous():
+            return value
+        key = (source.data_ptr(), *way)
         if key not in self.copies:
             self.copies[key] = value.contiguous()
         return self.copies[key]

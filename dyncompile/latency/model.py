@@ -24,28 +24,36 @@ from dyncompile.latency.inputs import device_of, given_inputs, random_inputs, te
 from dyncompile.latency.store import Key, cache_folder, device_name, read, write
 from dyncompile.latency.terms import Term, TimedTerm, combinations, terms_of
 from dyncompile.latency.timing import Asked, Measured, Network, measure
-from dyncompile.policies import Forced, Full
+from dyncompile.policies import Forced, Full, Smallest
 from dyncompile.program import Choice, Route
 from dyncompile.runtime.model import DynamicModel
 
 _ROUNDS = 15
+_APART = 1.25
+"""Ratio of two sums of operators' times from which on a slope is taken from them."""
+_STEEP = 1.25
+"""Largest slope of a fit, and the inverse of the least."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """From the sum of its operators' times to the time of a whole call, which is more, or sometimes less.
-
-    What a call takes on top is the same on all routes; where marks alone cost more than that, all is scaled.
-    """
+    """From the sum of its operators' times to the time of a whole call: ``scale * sum + offset``."""
 
     scale: float
     offset: float
 
     @classmethod
-    def of(cls, whole: float, operators: float) -> Fit:
-        """One that gives `whole` seconds for `operators` seconds."""
-        above = whole - operators
-        return cls(1.0, above) if above >= 0 else cls(whole / operators, 0.0)
+    def of(cls, calls: tuple[float, float], operators: tuple[float, float]) -> Fit:
+        """Through two whole calls, at full capacity and at the cheapest, and the sums of their operators.
+
+        Where these are too close to each other, or too far from a slope of 1 to be anything but noise, the
+        slope is bounded, and only the call at full capacity is met. No call takes less than nothing on top.
+        """
+        (most, least), (heavy, light) = calls, operators
+        slope = (most - least) / (heavy - light) if heavy > _APART * light else 1.0
+        scale = min(max(slope, 1 / _STEEP), _STEEP)
+        offset = most - scale * heavy
+        return cls(scale, offset) if offset >= 0 else cls(most / heavy, 0.0)
 
 
 @dataclass(frozen=True)
@@ -73,12 +81,15 @@ class NetworkTimes:
             for term, seconds in zip(network.terms, measured.terms, strict=True)
         ]
         self.calls = measured.calls
-        full = {name: torch.tensor([choice.full]) for name, choice in self.choices.items()}
-        self.path_fit = Fit.of(measured.calls["forced"], self._operators(full, deciding=False))
-        self.spent_fit = Fit.of(measured.calls["asked"], self._operators(full, deciding=True))
+        self.path_fit = self._fit("forced", deciding=False)
+        self.spent_fit = self._fit("asked", deciding=True)
 
-    def _operators(self, route: Route, *, deciding: bool) -> float:
-        return float(self.sum(self.terms, route, deciding=deciding)[0])
+    def _fit(self, name: str, *, deciding: bool) -> Fit:
+        full, least = (
+            float(self.sum(self.terms, ends(self.choices, policy), deciding=deciding)[0])
+            for policy in (Full(), Smallest())
+        )
+        return Fit.of((self.calls[f"{name}, full"], self.calls[f"{name}, smallest"]), (full, least))
 
     def sum(self, terms: Sequence[TimedTerm], route: Route, *, deciding: bool) -> Tensor:
         """Seconds per call of some terms, all rows being alike: float64 [B]."""
@@ -115,7 +126,8 @@ class Latency:
     """``Latency(dyn, batch=32)(route) -> [B]``: seconds per sample on this device, with gradients.
 
     Every operator is timed in place, at the sizes that its choices give it (`latency.timing`), the dynamic
-    model's own among them: narrowing, gains. Their sum is fitted to whole calls at full capacity. Exact, up
+    model's own among them: narrowing, gains. Their sum is fitted to whole calls, at full capacity
+    and at the cheapest. Exact, up
     to noise, on routes that were timed; elsewhere as good as the assumption that an operator takes as long as
     its own sizes say. `python -m benchmarks latency` shows how far that holds.
 
@@ -235,18 +247,20 @@ def _measured(
         static, named = specialize(dyn, {}), tensors_by_name(dyn.program.signature, flat)
         found: list[Measured] = []
         for column, network in enumerate(networks):
-            full: Route = {} if dyn.by_size is None else _at_size(dyn.by_size.choice, column)
-            calls: dict[str, Callable[[], object]] = {
-                "source": lambda: static(**named),
-                "forced": partial(dyn.execute, flat, network.rows, Forced(full), "auto"),
-                "asked": partial(dyn.execute, flat, network.rows, Asked(full), "auto"),
-            }
+            calls: dict[str, Callable[[], object]] = {"source": lambda: static(**named)}
+            for label, policy in (("full", Full()), ("smallest", Smallest())):
+                route = {**ends(dyn.choices, policy), **_at_size(dyn, column)}
+                for name, one in (("forced", Forced(route)), ("asked", Asked(route))):
+                    calls[f"{name}, {label}"] = partial(dyn.execute, flat, network.rows, one, "auto")
             found.append(measure(network, calls, clock, rounds))
     return found
 
 
-def _at_size(choice: Choice, column: int) -> Route:
-    """A size of the input, everything else at full."""
+def _at_size(dyn: DynamicModel, column: int) -> Route:
+    """The size of the input that a network is for, where a choice decides it."""
+    if dyn.by_size is None:
+        return {}
+    choice = dyn.by_size.choice
     return {choice.name: torch.tensor([choice.row(column)])}
 
 
@@ -260,6 +274,6 @@ def _evaluating(dyn: DynamicModel) -> Generator[None]:
         dyn.train(training)
 
 
-def full_route(choices: Mapping[str, Choice]) -> Route:
-    """One row at full capacity."""
-    return {name: Full().decide(choice, 1, None) for name, choice in choices.items()}
+def ends(choices: Mapping[str, Choice], policy: Full | Smallest) -> Route:
+    """One row at full capacity, or of everything at its cheapest."""
+    return {name: policy.decide(choice, 1, None) for name, choice in choices.items()}

@@ -18,7 +18,8 @@ import torch
 
 from dyncompile.deploy.deployed import Deployed
 from dyncompile.latency.axes import spread_row
-from dyncompile.latency.model import Latency, full_route
+from dyncompile.latency.model import Latency, ends
+from dyncompile.policies import Full, Smallest
 from dyncompile.program import SWITCHES, Choice, Domain, Route
 from dyncompile.runtime.model import DynamicModel
 
@@ -119,8 +120,7 @@ def profile(
         InputError: `inputs` do not fit the model.
     """
     times = Latency(dyn, batch=batch, inputs=inputs) if latency is None else latency
-    full = full_route(dyn.choices)
-    smallest = {name: torch.tensor([choice.smallest]) for name, choice in dyn.choices.items()}
+    full, smallest = ends(dyn.choices, Full()), ends(dyn.choices, Smallest())
     settings = [
         _Setting(choice, label, {**full, choice.name: torch.tensor([row])})
         for choice in dyn.choices.values()

@@ -24,6 +24,8 @@ from dyncompile.latency.timing import Measured
 
 VARIABLE = "DYNCOMPILE_CACHE"
 """Environment variable that names another folder than the user's cache."""
+CALLS = ("source", "forced, full", "forced, smallest", "asked, full", "asked, smallest")
+"""Whole calls that are timed besides operators."""
 _VERSION = 1
 _CPUS = Path("/proc/cpuinfo")
 
@@ -90,7 +92,7 @@ def _network(found: Any) -> Measured:
     """Raises ValueError, KeyError or TypeError for anything but finite times."""
     terms = tuple(tuple(_seconds(one) for one in times) for times in found["terms"])
     calls = {name: _seconds(one) for name, one in cast("dict[str, Any]", found["calls"]).items()}
-    return Measured(terms, {name: calls[name] for name in ("source", "forced", "asked")})
+    return Measured(terms, {name: calls[name] for name in CALLS})
 
 
 def _seconds(value: Any) -> float:

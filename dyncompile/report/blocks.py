@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -164,5 +163,4 @@ def _operation(node: fx.Node) -> str:
 
 def output_shape(node: fx.Node) -> tuple[int, ...]:
     """Sizes per sample, without the batch in front."""
-    sizes = [n for n in tensor(node).shape[1:] if not is_symbolic(n)]
-    return tuple(sizes) if math.prod(sizes) else ()
+    return tuple(int(n) for n in tensor(node).shape[1:] if not is_symbolic(n))

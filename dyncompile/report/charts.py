@@ -13,13 +13,13 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 16, 44
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points in the order of their line; `kind` is a class of the style sheet; empty labels are not shown."""
+    """Points in the order of their line, with labels above them, or `below`; `kind` is a style class."""
 
     kind: str
     points: Sequence[tuple[float, float]]
     labels: Sequence[str] = ()
-    joined: bool = True
     dots: bool = True
+    below: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,9 @@ def plot(x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[tuple[float
     parts += [part for one in series for part in frame.series(one)]
     names = escape(f"{y.name} against {x.name}", quote=True)
     return (
-        f"<svg class='plot' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' aria-label='{names}'>"
-        f"{''.join(parts)}</svg>"
+        f"<div class='wide'><svg class='plot' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' "
+        f"aria-label='{names}'>"
+        f"{''.join(parts)}</svg></div>"
     )
 
 
@@ -107,7 +108,7 @@ class _Frame:
     def series(self, one: Series) -> Iterator[str]:
         """A line, its points, their labels; a label that would lie on the one before goes below its point."""
         places = [self.place(x, y) for x, y in one.points]
-        if one.joined and len(places) > 1:
+        if len(places) > 1:
             way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             yield f"<polyline class='line {one.kind}' points='{way}'/>"
         if one.dots:
@@ -116,7 +117,8 @@ class _Frame:
             )
         last = (-math.inf, 0.0)
         for label, (x, y) in zip(one.labels, places, strict=False):
-            crowded = x - last[0] < 7 * len(label) + 12 and abs(y - last[1]) < 18
+            near = x - last[0] < 7 * len(label) + 12 and abs(y - last[1]) < 18
+            crowded = one.below or near
             down = 20 if crowded else -10
             end = " end-at" if x > _WIDTH - 80 else ""
             if label:

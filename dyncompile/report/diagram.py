@@ -105,9 +105,8 @@ def _is_inline(one: Decider) -> bool:
 
 def _rows(network: Network, inline: Sequence[bool]) -> Iterator[_Row]:
     top = 0.0
-    if network.inputs:
-        yield _Row(top, _SHORT, title=_entry(network))
-        top += _SHORT
+    yield _Row(top, _SHORT, title=_input(network))
+    top += _SHORT
     staged = len({block.stage for block in network.blocks}) > 1
     for index, block in enumerate(network.blocks):
         if staged and (index == 0 or network.blocks[index - 1].stage != block.stage):
@@ -130,7 +129,7 @@ def _rows(network: Network, inline: Sequence[bool]) -> Iterator[_Row]:
     yield _Row(top, _SHORT, title="output")
 
 
-def _entry(network: Network) -> str:
+def _input(network: Network) -> str:
     return f"input {', '.join(_shape(shape) for shape in network.inputs)}"
 
 

@@ -149,7 +149,7 @@ def _section(section: Section) -> str:
 def _training(history: History) -> Iterator[str]:
     minutes = history.seconds / 60
     took = f"{minutes:.0f} minutes" if minutes >= 2 else f"{history.seconds:.0f} s"
-    yield f"<p class='note'>Recipe {escape(history.recipe)}: {len(history.steps)} steps, {took}.</p>"
+    yield f"<p class='note'>{len(history.steps):,} steps, {took}.</p>"
     if len(history.steps) > 1:
         yield _losses(history)
     rows = (

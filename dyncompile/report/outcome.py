@@ -68,7 +68,7 @@ def _series(results: Results) -> Iterator[Series]:
     if results.learned is not None:
         line = sorted(map(_point, (*results.shifted, results.learned)))
         yield Series("gated", line, dots=False)
-        yield Series("gated", [_point(results.learned)], [LEARNED])
+        yield Series("gated", [_point(results.learned)], [LEARNED], below=True)
 
 
 def _point(one: Evaluation) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from dyncompile.errors import RouteError
 from dyncompile.program import Decision
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward
+from dyncompile.runtime.grouping import Grouping
 from dyncompile.runtime.rows import batch_axis, select_rows
 from dyncompile.runtime.takers import Takers, find_takers, gains_of, table_of
 
@@ -29,6 +30,10 @@ class Narrowable(Protocol):
 
     def narrowed(self, at: Tensor) -> Any:
         """The same for the rows at positions `at` [n]."""
+        ...
+
+    def decide(self, name: str, features: Sequence[Tensor]) -> Decision:
+        """What was decided for these rows."""
         ...
 
 
@@ -41,12 +46,14 @@ class Branch:
         weights: the gain of a row is ``decision @ weights``.
         takes: which of the values that the join takes the body reads.
         borrowed: what the body gives may be the memory of something else.
+        grouping: how rows part that keep different channels in it; None where it picks none.
     """
 
     body: GraphForward
     weights: tuple[float, ...]
     takes: tuple[int, ...]
     borrowed: bool
+    grouping: Grouping | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,8 @@ class Join:
         for branch in self.branches if count else self.branches[:1]:
             who = find_takers(decision, table, branch.weights)
             if who.count or not count:
-                parts.append(self._part(branch, who, policy, decision, taken))
+                groups = self._groups(branch, who, policy)
+                parts += [self._part(branch, one, policy, decision, taken) for one in groups]
         if kept is None:
             return self._together(parts, count)
         if not parts:
@@ -111,6 +119,16 @@ class Join:
         if len(parts) == 1 and parts[0].rows is None:
             return self._rectified(self._sum(kept, parts[0]))
         return self._added(kept, parts, count)
+
+    def _groups(self, branch: Branch, who: Takers, policy: Narrowable) -> list[Takers]:
+        """The rows that take a branch, by the channels that they keep in it."""
+        if branch.grouping is None or who.count < 2:
+            return [who]
+        steering = policy if who.rows is None else policy.narrowed(who.rows)
+        found = branch.grouping.divide({name: steering.decide(name, ()) for name in branch.grouping.choices})
+        if found is None:
+            return [who]
+        return [Takers(at if who.rows is None else who.rows[at], len(at), who.neutral) for at in found]
 
     def _part(
         self, branch: Branch, who: Takers, policy: Narrowable, decision: Decision, taken: Sequence[Any]

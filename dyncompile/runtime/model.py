@@ -24,6 +24,7 @@ from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.dense import densify, unmaskable
 from dyncompile.runtime.flat import flatten, side_by_side
+from dyncompile.runtime.grouping import Channels, Costs
 from dyncompile.runtime.record import Execution as Execution
 from dyncompile.runtime.record import Record as Record
 from dyncompile.runtime.rows import merge_outputs
@@ -57,6 +58,7 @@ class DynamicModel(Pretrained, nn.Module):
         self._flat = {mode: flatten(without_exits(plain[mode]), program.choices) for mode in MODES}
         self._forwards = {mode: self._compiled(self._flat[mode].graph, mode, program.state) for mode in MODES}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
+        self._costs = Costs()
         self._dense: dict[Mode, GraphForward] = {}
         self.by_size = program.variants and BySize(program, self._sizes(program))
 
@@ -114,7 +116,8 @@ class DynamicModel(Pretrained, nn.Module):
             return self._run_dense(flat, rows, policy)
         planned: Route = {} if asks else plan_route(policy, self.choices, rows)
         groups = [] if asks else group_rows(planned, self.choices, rows, self._parting)
-        if len(groups) == 1 and not self._leaves(planned) and self._flat["eval"].serves(planned):
+        parts = len(groups) != 1 or self._leaves(planned) or self._picks(planned)
+        if not parts and self._flat["eval"].serves(planned):
             outputs = self._forwards[self.mode](groups[0], *flat)
             return Record(outputs, planned, {})
         return self._run_sparse(flat, rows, policy, planned)
@@ -122,6 +125,11 @@ class DynamicModel(Pretrained, nn.Module):
     def _leaves(self, route: Route) -> bool:
         """Whether some row takes an early exit."""
         return any(bool((route[name] > 0).any()) for name in self.exits)
+
+    def _picks(self, route: Route) -> bool:
+        """Whether some row leaves out a channel, where execution chooses what to do about it."""
+        choices = () if self.training else {one.choice for one in self.program.picked.values()}
+        return any(bool((route[choice] == 0).any()) for choice in choices)
 
     @cached_property
     def _parting(self) -> set[str]:
@@ -167,8 +175,28 @@ class DynamicModel(Pretrained, nn.Module):
         if key not in self._segments:
             graph = self.program.graphs[self.mode] if asks else self._plain[self.mode]
             types = self.facts.dims.graphs[self.mode].types
-            self._segments[key] = cut(graph, types, self.program, self._compiled)
+            self._segments[key] = cut(graph, types, self.program, self._channels(), self._compiled)
         return self._segments[key]
+
+    def _channels(self) -> Channels | None:
+        """What picked dims are worth; statistics in training are those of the channels that are kept."""
+        if not self.program.picked or self.training:
+            return None
+        weights = parameter_costs(self.program.graphs["eval"], self.facts)
+        return Channels(self.program.picked, self.facts.macs.nodes, weights, self.costs)
+
+    @property
+    def costs(self) -> Costs:
+        """By what execution chooses how rows run that keep different channels; see `Costs`."""
+        return self._costs
+
+    @costs.setter
+    def costs(self, costs: Costs) -> None:
+        if costs != self._costs:
+            self._segments.clear()
+        self._costs = costs
+        for model in () if self.by_size is None else self.by_size.models:
+            model.costs = costs
 
     @cached_property
     def _inputs(self) -> list[str]:
@@ -333,7 +361,7 @@ class DynamicModel(Pretrained, nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
         new = self._like(copy_program(self.program, memo))
         memo[id(self)] = new
-        new.policy = self.policy
+        new.policy, new.costs = self.policy, self.costs
         return new.train(self.training)
 
     def _like(self, program: Program) -> DynamicModel:

@@ -13,6 +13,7 @@ that do not (`dyncompile.runtime.branches`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from dyncompile.analysis.dims.algebra import BATCH, elastics
+from dyncompile.analysis.dims.algebra import BATCH, elastics, factor_size
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.exits import Leave, find_leaves
 from dyncompile.analysis.flow import carries_tensor
@@ -29,6 +30,7 @@ from dyncompile.program import POLICY, Program
 from dyncompile.runtime import ops
 from dyncompile.runtime.branches import Branch, Join
 from dyncompile.runtime.compiled import Compiler, GraphForward, compile_graph
+from dyncompile.runtime.grouping import Channels, Grouping
 from dyncompile.runtime.rows import batch_axis
 
 aten = torch.ops.aten
@@ -67,18 +69,30 @@ class Segment:
 
 
 def cut(
-    graph: fx.Graph, types: Mapping[str, Type], program: Program, compiler: Compiler = compile_graph
+    graph: fx.Graph,
+    types: Mapping[str, Type],
+    program: Program,
+    channels: Channels | None = None,
+    compiler: Compiler = compile_graph,
 ) -> list[Segment]:
-    """The segments of a program's graph; a single one where nothing is decided after the inputs."""
-    return _Cutter(graph, types, program, compiler).segments()
+    """The segments of a program's graph; a single one where nothing is decided after the inputs.
+
+    With `channels`, rows that keep different ones part or stay together, whatever costs less.
+    """
+    return _Cutter(graph, types, program, channels, compiler).segments()
 
 
 class _Cutter:
     def __init__(
-        self, graph: fx.Graph, types: Mapping[str, Type], program: Program, compiler: Compiler
+        self,
+        graph: fx.Graph,
+        types: Mapping[str, Type],
+        program: Program,
+        channels: Channels | None,
+        compiler: Compiler,
     ) -> None:
         self._graph, self.types, self._sized = graph, types, program.sized
-        self.state, self.compiler = program.state, compiler
+        self.state, self.channels, self.compiler = program.state, channels, compiler
         self._parting = parting(graph)
         self._home: dict[fx.Node, int] = {}
         self._decisions: list[list[fx.Node]] = [[]]
@@ -280,7 +294,9 @@ class _Piece:
             return
         for operand in node.all_input_nodes:
             self._operand(operand)
-        self._env[node] = self._graph.node_copy(node, self._env.__getitem__)
+        new = self._env[node] = self._graph.node_copy(node, self._env.__getitem__)
+        if node.target is ops.active and self._cutter.channels is not None:
+            new.target = self._cutter.channels.keeping(str(node.args[1]))
 
     def _decision(self, node: fx.Node, *features: fx.Node) -> fx.Node:
         """A decision: taken now, from what its net says, or known by name."""
@@ -300,6 +316,7 @@ class _Piece:
                 weights=one.condition[1],
                 takes=tuple(taken.index(node) for node in body.inputs),
                 borrowed=one.borrowed,
+                grouping=self._grouping(skip, one, body),
             )
             for body, one in zip(bodies, skip.alternatives, strict=True)
         ]
@@ -329,6 +346,15 @@ class _Piece:
         self.decisions |= body.decisions
         return body
 
+    def _grouping(self, skip: Skip, one: Alternative, body: _Piece) -> Grouping | None:
+        """How rows of a body part by the channels that they keep."""
+        if self._cutter.channels is None:
+            return None
+        nodes = {node.name for node in body._env}
+        calls = len(self._cutter.body_of(skip, one))
+        moved = sum(_elements(self._cutter.types.get(node.name)) for node in (*body.inputs, one.output))
+        return self._cutter.channels.grouping(nodes, calls, moved)
+
     def needs(self, node: fx.Node) -> None:
         """See that a value is there, if only as an input."""
         self._operand(node)
@@ -345,6 +371,15 @@ class _Piece:
             self._graph.output(tuple(self._env[node] for node in gives))
         self._graph.lint()
         return self._cutter.compiler(self._graph, self._name, self._cutter.state)
+
+
+def _elements(found: Type) -> int:
+    """Numbers per row of a typed value."""
+    if isinstance(found, list):
+        return sum(map(_elements, found))
+    if not isinstance(found, tuple) or batch_axis(found) is None:
+        return 0
+    return math.prod(factor_size(factor) for dim in found for factor in dim if factor != BATCH)
 
 
 def parting(graph: fx.Graph) -> set[str]:

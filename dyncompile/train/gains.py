@@ -130,7 +130,8 @@ class BatchShaping:
 
 @dataclass(frozen=True, slots=True)
 class RouteConsistency:
-    """``weight mean (p(view) - p(as loaded))^2``: two views of a sample open the same gates. Ours.
+    """``weight mean (p(view) - p(as loaded))^2``: two views of a sample open the same gates,
+    or weigh alternatives alike. Ours.
 
     The turn looks at another view of its samples (`Turn.view`). The teacher looks at them as loaded, and no
     gradient reaches it: the moving average where the phase keeps one, else the present weights, in evaluation
@@ -138,7 +139,7 @@ class RouteConsistency:
     hinges on distances of routing vectors, which are not rebuilt here.
 
     Raises when called:
-        SpecError: no choice of gains or bits has a decision net, or the turn's policy does not ask it.
+        SpecError: no choice of gains, bits or weights has a decision net, or the turn's policy asks none.
         InputError: the view changes the number of samples.
     """
 
@@ -150,7 +151,7 @@ class RouteConsistency:
 
     def __call__(self, moment: Moment) -> Tensor:
         """A scalar."""
-        choices = learned_choices(moment.dyn, "consistency of routes", SWITCHES)
+        choices = learned_choices(moment.dyn, "consistency of routes", (*SWITCHES, Domain.SIMPLEX))
         ours = _openings(gate_logits(moment, choices), choices)
         taught = _taught(moment, choices)
         terms = [_apart(ours[c.name], taught[c.name].detach()) for c in choices]

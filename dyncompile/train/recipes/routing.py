@@ -21,9 +21,10 @@ from dyncompile.errors import SpecError
 from dyncompile.policies import Full, Learned, Policy
 from dyncompile.train.budget import Budget
 from dyncompile.train.columns import check_share
+from dyncompile.train.gains import RouteConsistency
 from dyncompile.train.mixtures import AsSelected, LoadBalance, Matching, RouteDiversity
 from dyncompile.train.objectives import Distillation, TaskLoss
-from dyncompile.train.phase import Clock, Objective, Optimization, Phase, Recipe, Schedule, Turn
+from dyncompile.train.phase import Clock, Objective, Optimization, Phase, Recipe, Schedule, Turn, View
 from dyncompile.train.recipes.parts import Always
 
 
@@ -50,6 +51,8 @@ def routing(
     balance: float = 0.01,
     diversity: float = 0.0,
     distillation: float = 0.0,
+    consistency: float = 0.0,
+    view: View | None = None,
     ramp: float = 0.5,
     branches: Optimization | None = None,
     base: Optimization | None = None,
@@ -68,6 +71,8 @@ def routing(
         balance: weight of `LoadBalance`; 0 leaves it out.
         diversity: weight of `RouteDiversity`; 0 leaves it out.
         distillation: weight of the soft cross entropy to the source; 0 leaves it out.
+        consistency: weight of `gains.RouteConsistency`; 0 leaves it out.
+        view: another augmentation that routers train on, while teachers see the samples as loaded.
         ramp: part of the joint phase over which the budget falls from full cost.
         branches, base, gates: optimizer settings, AdamW at 1e-2, 1e-3 and 1e-2.
         schedule: of all phases; cosine.
@@ -79,13 +84,17 @@ def routing(
     if target is not None:
         check_share(target)
     epochs = (branch_epochs, router_epochs, joint_epochs, hard_epochs)
-    if min(tau) <= 0 or min(balance, diversity, distillation, *epochs) < 0 or not any(epochs):
+    if min(tau) <= 0 or min(balance, diversity, distillation, consistency, *epochs) < 0 or not any(epochs):
         raise SpecError("temperatures are positive, weights and epochs at least 0, and some phase trains")
+    if consistency and view is None:
+        raise SpecError("consistency compares two views of a sample", fix="give view=, an augmentation")
     terms: dict[str, Objective] = {"task": TaskLoss()}
     if distillation:
         terms["teacher"] = Distillation(weight=distillation)
     if diversity:
         terms["diversity"] = RouteDiversity(diversity)
+    if consistency:
+        terms["consistency"] = RouteConsistency(consistency)
     gates, schedule = gates or Optimization("adamw", rate=1e-2), schedule or Schedule("cosine")
     base = base or Optimization("adamw", rate=1e-3, decay=1e-2)
     first, later = _budgets(target, ramp)
@@ -104,7 +113,7 @@ def routing(
         ),
         Phase(
             name="routers",
-            turns=(Turn(Annealed(tau[0], tau[0]), terms),),
+            turns=(Turn(Annealed(tau[0], tau[0]), terms, view),),
             epochs=max(router_epochs, 1),
             trains="gates",
             gates=gates,
@@ -114,7 +123,7 @@ def routing(
         ),
         Phase(
             name="joint",
-            turns=(Turn(Annealed(*tau), {**soft, **_selected(first)}),),
+            turns=(Turn(Annealed(*tau), {**soft, **_selected(first)}, view),),
             epochs=max(joint_epochs, 1),
             base=base,
             gates=gates,
@@ -125,7 +134,7 @@ def routing(
         ),
         Phase(
             name="hard",
-            turns=(Turn(Always(Learned()), {**terms, **later}),),
+            turns=(Turn(Always(Learned()), {**terms, **later}, view),),
             epochs=max(hard_epochs, 1),
             base=base,
             gates=gates,

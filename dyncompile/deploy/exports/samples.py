@@ -1,0 +1,113 @@
+"""Inputs that an export is tried on, and what files give for them compared with what models give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+from torch.utils import _pytree as pytree
+
+from dyncompile.deploy.calling import has_tensor
+from dyncompile.errors import ContractError
+from dyncompile.program import Choice, Domain, Route
+from dyncompile.signature import Signature
+
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest output: other kernels sum in another order."""
+
+_NUMBERS = (Domain.GAINS, Domain.SIMPLEX, Domain.MIXTURE)
+"""Domains whose rows are numbers that rounding moves."""
+
+
+def random_inputs(signature: Signature, rows: int) -> list[Any]:
+    """Flat graph inputs of `rows` samples: normal numbers; ones for integers, which are valid indices."""
+    random = torch.Generator().manual_seed(0)
+    flat: list[Any] = []
+    for leaf in signature.leaves:
+        sizes = [rows if n is None else n for n in leaf.shape or ()]
+        if leaf.shape is None:
+            flat.append(leaf.constant)
+        elif leaf.dtype is None or leaf.dtype.is_floating_point:
+            flat.append(torch.randn(sizes, generator=random).to(leaf.dtype or torch.float32))
+        else:
+            flat.append(torch.ones(sizes, dtype=leaf.dtype))
+    return flat
+
+
+def one_row(signature: Signature, flat: Sequence[Any], row: int) -> list[Any]:
+    """Flat inputs of one sample of a batch."""
+    return [
+        value[row : row + 1] if leaf.batched else value
+        for leaf, value in zip(signature.leaves, flat, strict=True)
+    ]
+
+
+def tensors_of(signature: Signature, flat: Sequence[Any]) -> list[Tensor]:
+    """The flat inputs that are no constants of the capture."""
+    return [value for leaf, value in zip(signature.leaves, flat, strict=True) if leaf.shape is not None]
+
+
+def named_inputs(signature: Signature, flat: Sequence[Any]) -> dict[str, Any]:
+    """Arguments by name, without those that hold no tensor."""
+    return _named(signature, list(flat))
+
+
+def free_batch(signature: Signature) -> dict[str, Any]:
+    """For arguments by name: which sizes may differ."""
+    return _named(signature, [{0: Dim.DYNAMIC} if leaf.batched else {} for leaf in signature.leaves])
+
+
+def _named(signature: Signature, values: list[Any]) -> dict[str, Any]:
+    positions: dict[str, Any] = pytree.tree_unflatten(list(range(len(values))), signature.structure)
+    named: dict[str, Any] = pytree.tree_unflatten(values, signature.structure)
+    return {name: value for name, value in named.items() if has_tensor(positions[name], signature)}
+
+
+def output_names(signature: Signature) -> list[str]:
+    """Names of the flat outputs: ``output`` where there is one, else with its place in the structure."""
+    count = signature.out_structure.num_leaves
+    whole = pytree.tree_unflatten(list(range(count)), signature.out_structure)
+    names = dict[int, str]()
+    for path, position in pytree.tree_flatten_with_path(whole)[0]:
+        words = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+        names[position] = "_".join(words if words and not words[0].isdigit() else ("output", *words))
+    return [names[position] for position in range(count)]
+
+
+def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Largest absolute difference of flat outputs.
+
+    Raises:
+        ContractError: other shapes, or further apart than `TOLERANCE` times the largest output.
+    """
+    if [t.shape for t in expected] != [t.shape for t in found]:
+        raise ContractError("the exported file returns outputs of other shapes; it was not written")
+    pairs = [(a.double(), b.double()) for a, b in zip(expected, found, strict=True) if a.numel()]
+    apart = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
+    scale = max((float(a.abs().max()) for a, _ in pairs), default=0.0)
+    if not apart <= TOLERANCE * max(scale, 1.0):
+        raise ContractError(f"the exported file differs by {apart:.3g}; it was not written")
+    return apart
+
+
+def check_route(choices: Mapping[str, Choice], expected: Route, found: Route) -> None:
+    """Raises ContractError where two routes differ; numbers may by rounding."""
+    wrong = [
+        name
+        for name, rows in expected.items()
+        if not torch.allclose(rows, found[name], rtol=0, atol=TOLERANCE * (choices[name].domain in _NUMBERS))
+    ]
+    if wrong:
+        raise ContractError.of_all(
+            "the exported file decides otherwise; it was not written",
+            [f"{name}: {_row(found[name])}, not {_row(expected[name])}" for name in wrong],
+            fix="inputs whose decision is a tie may go either way by rounding: give others as inputs=",
+        )
+
+
+def _row(rows: Tensor) -> str:
+    numbers = cast("list[float]", rows[0].tolist())  # pyright: ignore
+    return ", ".join(f"{number:g}" for number in numbers)
