@@ -45,7 +45,7 @@ class Converted:
 class Contender(Protocol):
     """A function that converts a model in place, with its defaults and nothing said about the model."""
 
-    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Converted:
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Converted:
         """The converted model; raises whatever the contender raises."""
         ...
 

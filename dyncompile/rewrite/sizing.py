@@ -64,7 +64,9 @@ class Sizing(Draft):
         of the channel, whichever others are kept.
         """
         sizing = {one.choice for one in sized.values()}
-        first = {mode: _first_uses(graph) for mode, graph in self._graphs.items()}
+        first: dict[Mode, dict[str, fx.Node]] = {
+            mode: _first_uses(graph) for mode, graph in self._graphs.items()
+        }
         found: dict[str, Choice] = {}
         for name in names:
             dims = self._facts.elastics_of(name)
