@@ -76,7 +76,7 @@ class Sizing(Draft):
                 found[name] = self._choices[next(iter(choices))]
         return found
 
-    def _precedes(self, choice: str, state: str, first: Mapping[Mode, Mapping[str, fx.Node]]) -> bool:
+    def _precedes(self, choice: str, state: str, first: Mapping[Mode, dict[str, fx.Node]]) -> bool:
         """Whether a choice is decided before anything uses the state of this name."""
         uses = ((self._decisions[mode, choice], used.get(state)) for mode, used in first.items())
         return not any(use is not None and use < decision for decision, use in uses)
