@@ -29,7 +29,7 @@ def twin(source: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     assert not missing.unexpected_keys, missing.unexpected_keys
     left = [key for key in missing.missing_keys if not key.endswith("num_batches_tracked")]
     assert not left, left
-    return made.requires_grad_(False)
+    return made.eval().requires_grad_(False)
 
 
 def _resized(layer: Any, weight: Tensor) -> nn.Module:
