@@ -342,3 +342,40 @@ def test_what_cannot_be_masked_says_so() -> None:
 def test_fields_that_make_no_sense(fields: str, reason: str) -> None:
     with pytest.raises(dc.SpecError, match=reason):
         residual().dynamic(f"dsnet({fields})")
+
+
+class Heads(nn.Module):
+    """torch's own attention, which puts positions before rows: [T x B, D]; then a weight from the left."""
+
+    def __init__(self, *, padded: bool) -> None:
+        super().__init__()
+        self.padded = padded
+        self.embed = nn.Embedding(8, 12)
+        self.attention = nn.MultiheadAttention(12, 4, batch_first=True)
+        self.left, self.right = nn.Parameter(torch.randn(10, 12)), nn.Parameter(torch.randn(5, 10))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        padding = tokens == 0 if self.padded else None
+        x = x + self.attention(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+        hidden = torch.matmul(self.left, x.transpose(1, 2)).relu()
+        return torch.matmul(self.right, hidden).mean(2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [False, True])
+def test_masks_find_rows_behind_positions_and_beside_weights(padded: bool) -> None:
+    """Masked execution gives what every row gives alone, at its own heads and widths."""
+    torch.manual_seed(0)
+    net, tokens = Heads(padded=padded).eval(), torch.randint(0, 8, (4, 6))
+    tokens[:, 0] = 1
+    dyn = dc.dynamize(net, "dsnet(divisor=1, minimum=1, gate=False, per=dim)", tokens).eval()
+    assert len(dyn.choices) >= 3
+    route = {
+        name: torch.eye(choice.width)[(torch.arange(4) + i) % choice.width]
+        for i, (name, choice) in enumerate(dyn.choices.items())
+    }
+    masked = dyn.record(tokens, policy=dc.Forced(route), execution="dense").output
+    for row in range(4):
+        alone = {name: rows[row : row + 1] for name, rows in route.items()}
+        assert relative(masked[row : row + 1], dc.specialize(dyn, alone)(tokens[row : row + 1])) < 1e-5

@@ -20,7 +20,7 @@ from dyncompile.analysis.sums import Sums
 from dyncompile.program import Mode, Program, copy_graph
 from dyncompile.resize import drop_unused, restore_reads
 from dyncompile.runtime import masks, ops
-from dyncompile.runtime.rows import batch_axis
+from dyncompile.runtime.rows import rows_in
 
 aten = torch.ops.aten
 
@@ -111,8 +111,8 @@ class _Densifier:
             current, dims = operand, self._sums.dims(operand)
             for axis, dim in enumerate(dims):
                 if dim not in summed and self._choices(dim) and self._sums.over(node, operand, axis):
-                    current = self._mask_operand(node, current, dims, axis)
-                    summed.add(dim)
+                    before, current = current, self._mask_operand(node, current, dims, axis)
+                    summed |= {dim} if current is not before else set()
 
     def _mask_operand(self, node: fx.Node, operand: fx.Node, dims: TensorType, axis: int) -> fx.Node:
         """Mask an operand where it is read: what is written in place before is seen."""
@@ -127,16 +127,17 @@ class _Densifier:
 
     def _mask(self, like: fx.Node, dims: TensorType, axis: int) -> fx.Node | None:
         """The mask of one axis of a value; None where the value has no rows."""
-        batch = batch_axis(dims)
-        if batch is None or batch == axis:
+        place = rows_in(dims)
+        if place is None or place[0] == axis:
             return None
+        batch, outer = place
         key = (dims[axis], len(dims), axis, batch, dims[batch])
         if key not in self._masks:
             choices = self._choices(dims[axis])
             decisions = [self._decisions[choice] for choice in choices]
             tables = tuple(self._table(dims[axis], choice) for choice in choices)
             with self._graph.inserting_after(max(like, *decisions)):
-                arguments = (like, axis, batch, decisions, tables)
+                arguments = (like, axis, batch, decisions, tables, outer)
                 self._masks[key] = self._graph.call_function(masks.mask, arguments)
         return self._masks[key]
 

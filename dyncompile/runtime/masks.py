@@ -22,19 +22,26 @@ Table = tuple[Pattern, tuple[tuple[int, ...], ...]]
 
 
 def mask(
-    like: Tensor, axis: int, batch: int, decisions: Sequence[Decision], tables: Sequence[Table]
+    like: Tensor,
+    axis: int,
+    batch: int,
+    decisions: Sequence[Decision],
+    tables: Sequence[Table],
+    outer: int = 1,
 ) -> Tensor:
     """1 where a row keeps a position of `axis` and 0 elsewhere, broadcastable against `like`.
 
-    `batch` is the axis that holds the rows, outermost. Relaxed decisions give values in between.
+    `batch` is the axis that holds the rows, behind `outer` other positions. Relaxed decisions give values in
+    between.
     """
     kept_rows: Tensor | None = None
     for decision, table in zip(decisions, tables, strict=True):
         positions = decision.rows.to(like.device) @ _indicator(*table, like.device)
         kept_rows = positions if kept_rows is None else kept_rows * positions
     assert kept_rows is not None
-    per_row = like.shape[batch] // max(len(kept_rows), 1)
+    per_row = like.shape[batch] // max(len(kept_rows) * outer, 1)
     spread = kept_rows.repeat_interleave(per_row, 0) if per_row > 1 else kept_rows
+    spread = spread.repeat(outer, 1) if outer > 1 else spread
     shape = [1] * like.dim()
     shape[batch], shape[axis] = spread.shape
     return (spread if batch < axis else spread.T).reshape(shape)

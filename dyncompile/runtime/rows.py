@@ -5,14 +5,15 @@ The type says which axis holds the batch, and how many positions of it belong to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dyncompile.analysis.dims.algebra import BATCH
-from dyncompile.analysis.dims.call import Type
+from dyncompile.analysis.dims.algebra import BATCH, factor_size
+from dyncompile.analysis.dims.call import TensorType, Type
 from dyncompile.errors import InputError
 from dyncompile.torchlib import items
 
@@ -21,6 +22,17 @@ def batch_axis(found: Type) -> int | None:
     """The axis that has the batch as its outermost factor; None without one."""
     dims = found if isinstance(found, tuple) else ()
     return next((axis for axis, dim in enumerate(dims) if dim[:1] == (BATCH,)), None)
+
+
+def rows_in(dims: TensorType) -> tuple[int, int] | None:
+    """(the axis that has the batch among its factors, the product of those before it); None without one.
+
+    Attention that puts positions first lays rows out as ``[T x B, D]``: there the second number is T.
+    """
+    for axis, dim in enumerate(dims):
+        if BATCH in dim:
+            return axis, math.prod(factor_size(factor) for factor in dim[: dim.index(BATCH)])
+    return None
 
 
 def select_rows(value: Any, found: Type, index: Tensor, rows: int) -> Any:
