@@ -122,6 +122,7 @@ class _Folder:
         self.graph = fx.Graph()
         self.state: dict[str, Tensor] = {}
         self.ways: dict[str, Way] = {}
+        self._described = set[str]()
 
     def visit(self, node: fx.Node) -> None:
         if node in self._left_out:
@@ -317,13 +318,25 @@ class _Folder:
             return value
         name = self._name(node, value)
         self._static[node] = self._read(name, node)
+        if not self._is_described(node):
+            self._described.discard(name)
+        elif name in self.state:
+            return self._static[node]
+        else:
+            self._described.add(name)
         self.state[name], self.ways[name] = value, self._ways.get(node, ())
         return self._static[node]
+
+    def _is_described(self, node: fx.Node) -> bool:
+        """Whether a tensor is only asked for its dtype or device, which any part of it has."""
+        return all(user.target is getattr or user in self._known for user in node.users)
 
     def _name(self, node: fx.Node, value: Tensor) -> str:
         """The name of a tensor that the static graph reads: the source's, unless that stands for another."""
         name = self._names.get(node, f"{STATE_PREFIX}.constants.{node.name}")
-        while name in self.state and not _is_same(self.state[name], value):
+        if self._is_described(node):
+            return name
+        while name in self.state and name not in self._described and not _is_same(self.state[name], value):
             name += "_"
         return name
 
