@@ -44,6 +44,7 @@ def evaluate_policy(dyn: DynamicModel, data: Any, policy: Policy, *, batch_size:
     """
     right, macs, rows = 0.0, 0.0, 0
     used = {name: torch.zeros(choice.width) for name, choice in dyn.choices.items()}
+    cost = dyn.spent if policy.reads_gates and dyn.gated else dyn.macs
     with world(None, (), None) as here, evaluating(dyn):
         dyn.to(here.device)
         stream = open_stream(data, Layout(batch_size, 1, 0, 1, training=False), here)
@@ -52,13 +53,12 @@ def evaluate_policy(dyn: DynamicModel, data: Any, policy: Policy, *, batch_size:
             target = batch.target if batch.target is not None else batch.kwargs.get(LABELS)
             count = rows_of(batch)
             right += count * accuracy(record.output, target)
-            macs += count * float(dyn.macs(record.route).mean())
+            macs += count * float(cost(record.route).mean())
             rows += count
             for name, decided in record.route.items():
                 used[name] += (decided.detach().float().cpu() > 0).float().sum(0)
-    asked = dyn.decision_macs if policy.reads_gates and dyn.gated else 0.0
     use = {name: _by_label(dyn.choices[name], counts / rows) for name, counts in used.items()}
-    return Evaluation(rows, right / rows, (macs / rows + asked) / dyn.static_macs, use)
+    return Evaluation(rows, right / rows, macs / rows / dyn.static_macs, use)
 
 
 def _by_label(choice: Choice, shares: torch.Tensor) -> dict[str, float]:
