@@ -13,6 +13,7 @@ from benchmarks import (
     checkpoints,
     conversion,
     fuzz,
+    latency,
     resolution,
     routing,
     skipping,
@@ -29,6 +30,7 @@ BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "routing": routing.run,
     "synthesis": synthesis.run,
     "resolution": resolution.run,
+    "latency": latency.run,
 }
 LONG: Mapping[str, Callable[[], dict[str, Any]]] = {"checkpoints": checkpoints.run, "fuzz": fuzz.run}
 """Run by name only: they need other packages, or an hour."""

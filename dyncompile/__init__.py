@@ -21,6 +21,7 @@ from dyncompile.errors import (
     SpecError,
     TrainingError,
 )
+from dyncompile.latency import Latency
 from dyncompile.pipeline import Pass, Plan, Rejection, Site, dynamize
 from dyncompile.policies import Forced, Full, Learned, Policy, Sampled, Smallest
 from dyncompile.previews import register_preview
@@ -44,6 +45,7 @@ __all__ = [
     "Forced",
     "Full",
     "InputError",
+    "Latency",
     "Learned",
     "NoSiteError",
     "Pass",

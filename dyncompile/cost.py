@@ -1,10 +1,11 @@
-"""Cost of a route: MACs of the path that each sample takes."""
+"""Cost of a route: what it is, and MACs of the path that each sample takes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -15,6 +16,55 @@ from dyncompile.analysis.macs import Polynomial, path_nodes, product
 from dyncompile.analysis.skips import Condition, conditions, find_skips
 from dyncompile.errors import RouteError
 from dyncompile.program import Choice, Domain, Program, Route, activity
+
+if TYPE_CHECKING:
+    from dyncompile.runtime.model import DynamicModel
+
+
+class Cost(Protocol):
+    """What a sample costs, by its row of a route: float64 [B], differentiable in the route.
+
+    Budgets and calibration hold shares of `source`, whatever the unit: `ModelMacs`, `dyncompile.Latency`.
+    """
+
+    @property
+    def unit(self) -> str:
+        """What is counted: "MACs", "seconds"."""
+        ...
+
+    @property
+    def source(self) -> float:
+        """Cost of the source per sample."""
+        ...
+
+    def __call__(self, route: Route) -> Tensor:
+        """Cost of the path of each row. Raises RouteError where the route lacks a choice."""
+        ...
+
+    def spent(self, route: Route) -> Tensor:
+        """Cost of each row of a learned route: its path, and the decisions that led it there."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelMacs:
+    """MACs of a dynamic model, as budgets take them."""
+
+    dyn: DynamicModel
+    unit: str = "MACs"
+
+    @property
+    def source(self) -> float:
+        """MACs of the source per sample."""
+        return self.dyn.static_macs
+
+    def __call__(self, route: Route) -> Tensor:
+        """See `DynamicModel.macs`."""
+        return self.dyn.macs(route)
+
+    def spent(self, route: Route) -> Tensor:
+        """See `DynamicModel.spent`."""
+        return self.dyn.spent(route)
 
 
 @dataclass(frozen=True)
@@ -72,17 +122,8 @@ class Macs:
 
     def __call__(self, route: Route) -> Tensor:
         """MACs of each row of `route`; a route must name every choice. Raises RouteError."""
-        missing = sorted(set(self._choices) - set(route))
-        if missing:
-            raise RouteError(
-                f"the route lacks the choices {missing}", fix="use the route that dyn.run returned"
-            )
-        batch = max((rows.shape[0] for rows in route.values()), default=1)
-        device = _device(route)
-        rows = {name: value.to(device).expand(batch, -1) for name, value in route.items()}
-        on = {name: _columns(self._choices[name], value.double()) for name, value in rows.items()}
-        none = torch.zeros(batch, dtype=torch.float64, device=device)
-        return sum((term.value(on, batch) for term in self._terms), none)
+        on, none = switched_on(self._choices, route)
+        return sum((term.value(on, len(none)) for term in self._terms), none)
 
 
 class ByColumn:
@@ -111,6 +152,21 @@ def by_column(choice: Choice, costs: Sequence[Callable[[Route], Tensor]], route:
     rows = route[choice.name].double()
     rest = {name: one for name, one in route.items() if name != choice.name}
     return (rows * torch.stack([cost(rest).to(rows.device) for cost in costs], 1)).sum(1)
+
+
+def switched_on(choices: Mapping[str, Choice], route: Route) -> tuple[dict[str, Tensor], Tensor]:
+    """(which columns each row of a route has on: float64 [B, columns] per choice, zeros [B]).
+
+    Raises RouteError where the route lacks a choice.
+    """
+    missing = sorted(set(choices) - set(route))
+    if missing:
+        raise RouteError(f"the route lacks the choices {missing}", fix="use the route that dyn.run returned")
+    batch = max((rows.shape[0] for rows in route.values()), default=1)
+    device = _device(route)
+    rows = {name: value.to(device).expand(batch, -1) for name, value in route.items()}
+    on = {name: _columns(choices[name], value.double()) for name, value in rows.items()}
+    return on, torch.zeros(batch, dtype=torch.float64, device=device)
 
 
 def _columns(choice: Choice, rows: Tensor) -> Tensor:

@@ -198,6 +198,8 @@ def _learned_exit(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
 
 
 def _learned_gains(how: Learned, choice: Choice, logits: Tensor) -> Tensor:
+    if not (logits.requires_grad and torch.is_grad_enabled()):
+        return logits.clamp(0, 1)
     return cast(Any, _Capped).apply(logits)
 
 

@@ -110,16 +110,15 @@ class Choice:
 
 
 def _in_domain(domain: Domain, rows: Tensor) -> Tensor:
-    binary = ((rows == 0) | (rows == 1)).all(1)
-    if domain is Domain.ONE_HOT:
-        return binary & (rows.sum(1) == 1)
-    if domain in (Domain.BITS, Domain.EXIT):
-        return binary
+    """Which rows lie in a domain: bool [B]."""
     if domain is Domain.GAINS:
         return (rows >= 0).all(1)
     if domain is Domain.SIMPLEX:
         return (rows >= 0).all(1) & ((rows.sum(1) - 1).abs() <= SIMPLEX_TOLERANCE)
-    return rows.isfinite().all(1)
+    if domain is Domain.MIXTURE:
+        return rows.isfinite().all(1)
+    binary = ((rows == 0) | (rows == 1)).all(1)
+    return binary & (rows.sum(1) == 1) if domain is Domain.ONE_HOT else binary
 
 
 def activity(choice: Choice, rows: Tensor) -> Tensor:

@@ -272,7 +272,8 @@ def test_heads_read_what_other_passes_have_narrowed(order: tuple[str, str]) -> N
     assert bool((route["exit.1"] == 1).all())
     y = F.relu(net.layers[0](x))
     for layer in list(net.layers)[1:3]:
-        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.bias is not None
         y = F.relu(F.conv2d(y, layer.weight[:3, : y.shape[1]], layer.bias[:3], padding=1))
     weight, bias = head(dyn, "exit.1")
     assert relative(out, F.linear(y.mean((2, 3)), weight[:, :3], bias)) < 1e-5

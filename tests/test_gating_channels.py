@@ -554,3 +554,49 @@ def test_gains_come_from_the_input_of_their_block() -> None:
             outputs.append(net.behind(y, y))
     assert relative(torch.cat(outputs), record.output) <= TOLERANCE
     assert all(0 < float((rows == 0).float().mean()) < 1 for rows in record.route.values())
+
+
+class Ending(nn.Module):
+    """A block with a projection, and nothing but a pooled classifier behind it: its sum can be gated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv1, self.norm1 = nn.Conv2d(6, 7, 3, 1, 1, bias=False), nn.BatchNorm2d(7)
+        self.conv2, self.norm2 = nn.Conv2d(7, 9, 3, 1, 1, bias=False), nn.BatchNorm2d(9)
+        self.shortcut = nn.Conv2d(6, 9, 1, bias=False)
+        self.head = nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.head(F.relu(self.branch(x) + self.shortcut(x)).mean((2, 3)))
+
+    def branch(self, x: Tensor, gains: Tensor | float = 1.0) -> Tensor:
+        return self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))) * gains))
+
+    def by_hand(self, x: Tensor, layer: float, inner: Tensor, outer: Tensor) -> Tensor:
+        """One sample; gains of the branch, of what is inside it, and of its sum with the shortcut."""
+        x = F.relu(self.stem(x))
+        total = self.shortcut(x) + (layer * self.branch(x, inner[:, None, None]) if layer else 0)
+        return self.head((F.relu(total) * outer[:, None, None]).mean((2, 3)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_skip_a_branch_keep_channels_that_others_lack(seed: int) -> None:
+    """The channels of a sum are those that any row keeps, though the branch runs for some rows alone."""
+    torch.manual_seed(seed)
+    net, x = Ending().eval(), torch.randn(ROWS, 3, 6, 6)
+    randomize(net)
+    dyn = dc.dynamize(net, "lcnet", x).eval()
+    inner, outer = "channels.conv1", "channels.conv2"
+    (layer,) = (name for name in dyn.choices if name.startswith("layer"))
+    assert {inner, outer} <= set(dyn.choices)
+    route = {name: torch.bernoulli(torch.full((ROWS, c.width), 0.3)) for name, c in dyn.choices.items()}
+    route[layer] = torch.tensor([[0.0], [0.5], [0.0], [1.0], [0.0]])
+    found, _ = dyn.run(x, policy=dc.Forced(route))
+    hand = [
+        net.by_hand(x[i : i + 1], float(route[layer][i]), route[inner][i], route[outer][i])
+        for i in range(ROWS)
+    ]
+    assert relative(found, torch.cat(hand)) < TOLERANCE

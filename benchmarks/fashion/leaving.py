@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import dyncompile as dc
 from benchmarks.fashion.data import Data, Split
-from dyncompile.train.calibrate_exit import outcomes
+from dyncompile.train.calibrate_exit import Leaving, outcomes
 
 _GRID = 12
 """Steps of the curve: thresholds that evenly many more validation samples pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leaving:
-    """All samples leave at one exit, or at none; other choices are what their nets say."""
-
-    reads_gates: ClassVar[bool] = True
-
-    exit: str | None
-
-    def decide(self, choice: dc.Choice, rows: int, logits: Tensor | None) -> Tensor:
-        """Decisions [rows, width]."""
-        if choice.domain is not dc.Domain.EXIT:
-            return dc.Learned().decide(choice, rows, logits)
-        policy = dc.Smallest() if choice.name == self.exit else dc.Full()
-        return policy.decide(choice, rows, logits)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from dyncompile.cli.routes import parse_route, uniform_routes
 from dyncompile.deploy import specialize as specialized
 from dyncompile.deploy.static_files import FORMATS, Written, write_static
 from dyncompile.errors import SpecError
-from dyncompile.latency import Latency, compare
+from dyncompile.latency import Comparison, compare
 from dyncompile.policies import Forced, Full
 from dyncompile.program import Route
 from dyncompile.report.sections import percent, quantity
@@ -119,7 +119,7 @@ class Timing:
 
     name: str
     share: float
-    latency: Latency
+    latency: Comparison
 
 
 @app.command(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dyncompile.demo.config import DemoConfig
 from dyncompile.errors import DyncompileError
-from dyncompile.latency import Latency
+from dyncompile.latency import Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class WidthResult:
     macs: float
     macs_share: float
     parameters: int
-    latency: Latency
+    latency: Comparison
     accuracy: float
     difference: float
     same_predictions: float
@@ -47,7 +47,7 @@ class LearnedResult:
     """
 
     macs_share: float
-    latency: Latency
+    latency: Comparison
     accuracy: float
     shuffled_accuracy: float
     use: dict[str, float]

@@ -21,6 +21,7 @@ from dyncompile.program import Decision
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward
 from dyncompile.runtime.rows import batch_axis, select_rows
+from dyncompile.runtime.takers import Takers, find_takers, gains_of, table_of
 
 
 class Narrowable(Protocol):
@@ -97,11 +98,12 @@ class Join:
 
     def run(self, policy: Narrowable, decision: Decision, kept: Tensor | None, *taken: Any) -> Tensor:
         """What is kept plus the branches, each of which runs for the rows that need it."""
-        count = len(decision.rows)
+        count, table = len(decision.rows), table_of(decision)
         parts: list[Part] = []
         for branch in self.branches if count else self.branches[:1]:
-            part = self._part(branch, policy, decision, taken)
-            parts += [] if part is None else [part]
+            who = find_takers(decision, table, branch.weights)
+            if who.count or not count:
+                parts.append(self._part(branch, who, policy, decision, taken))
         if kept is None:
             return self._together(parts, count)
         if not parts:
@@ -111,22 +113,23 @@ class Join:
         return self._added(kept, parts, count)
 
     def _part(
-        self, branch: Branch, policy: Narrowable, decision: Decision, taken: Sequence[Any]
-    ) -> Part | None:
-        """What a branch gives; None where no row needs it."""
-        gains = ops.weighted(decision, branch.weights)
-        count, axis = len(gains), self._axis
-        rows = (gains.detach() != 0).nonzero().flatten()
-        if not len(rows) and count:
-            return None
+        self, branch: Branch, who: Takers, policy: Narrowable, decision: Decision, taken: Sequence[Any]
+    ) -> Part:
+        """What a branch gives for the rows that take it."""
         reads = [(taken[i], self.takes[i]) for i in branch.takes]
-        if len(rows) == count:
+        if who.rows is None:
             (output,) = branch.body(policy, *(value for value, _ in reads))
-            scaled = ops.times(output, gains, axis)
-            return Part(scaled, None, branch.borrowed and scaled is output)
-        some = [select_rows(value, found, rows, count) for value, found in reads]
-        (output,) = branch.body(policy.narrowed(rows), *some)
-        return Part(ops.times(output, gains[rows], axis), rows.to(output.device), False)
+        else:
+            count = len(decision.rows)
+            some = [select_rows(value, found, who.rows, count) for value, found in reads]
+            (output,) = branch.body(policy.narrowed(who.rows), *some)
+        scaled = output
+        if not who.neutral:
+            gains = gains_of(decision, branch.weights)
+            own = gains if who.rows is None else gains[who.rows.to(gains.device)]
+            scaled = ops.times(output, own, self._axis)
+        rows = None if who.rows is None else who.rows.to(output.device)
+        return Part(scaled, rows, rows is None and branch.borrowed and scaled is output)
 
     @property
     def _axis(self) -> int:

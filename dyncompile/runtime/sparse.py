@@ -49,10 +49,12 @@ class SparseRun:
         self._segments, self._types, self._choices = segments, types, choices
         self._decided: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._logits: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._all = torch.arange(0)
 
     def run(self, inputs: Mapping[str, Any], rows: int, policy: Policy, planned: Route) -> Finished:
         """Run `inputs` (by name) of `rows` rows; choices that `planned` lacks are decided on the way."""
-        parts = [Part(Group(torch.arange(rows), {}), inputs)]
+        self._all = torch.arange(rows)
+        parts = [Part(Group(self._all, {}), inputs)]
         outputs: list[Sequence[Any]] = []
         left: list[tuple[Tensor, Sequence[Any]]] = []
         ask = partial(self._ask, policy, planned)
@@ -73,13 +75,32 @@ class SparseRun:
             if len(missing) or name not in self._decided:
                 ask(name, missing, None)
         for known in self._logits.values():  # what rows have left before has no logits of theirs
+            if self._is_whole(known):
+                continue
             missing = _others([at for at, _ in known], rows)
             known.append((missing, known[0][1].new_full((len(missing), known[0][1].shape[1]), torch.nan)))
-        return Finished(tuple(left), _in_order(self._decided), _in_order(self._logits))
+        return Finished(tuple(left), self._in_order(self._decided), self._in_order(self._logits))
 
     def _missing(self, name: str, rows: int) -> Tensor:
         """Rows for which a choice was not decided: int64 [n]."""
-        return _others([at for at, _ in self._decided.get(name, [])], rows)
+        known = self._decided.get(name, [])
+        return self._all[:0] if self._is_whole(known) else _others([at for at, _ in known], rows)
+
+    def _is_whole(self, known: Sequence[tuple[Tensor, Tensor]]) -> bool:
+        """Whether values of all rows came at once, in the order of the batch."""
+        return len(known) == 1 and known[0][0] is self._all
+
+    def _in_order(self, found: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
+        """Values of all parts, in the order of the batch."""
+        out: dict[str, Tensor] = {}
+        for name, parts in found.items():
+            if self._is_whole(parts):
+                out[name] = parts[0][1]
+                continue
+            order = torch.cat([rows for rows, _ in parts]).argsort()
+            values = torch.cat([value.to(parts[0][1].device) for _, value in parts])
+            out[name] = values[order.to(values.device)]
+        return out
 
     def _stopped(
         self, parts: Sequence[Part], segment: Segment, ask: Ask
@@ -143,7 +164,7 @@ class SparseRun:
         """What is planned for the rows at `positions`, or what the policy says; kept for the record."""
         if name in planned:
             rows = planned[name]
-            rows = rows[positions.to(rows.device)]
+            rows = rows if positions is self._all else rows[positions.to(rows.device)]
         else:
             if logits is not None:
                 self._logits.setdefault(name, []).append((positions, logits))
@@ -178,13 +199,3 @@ def _others(known: Sequence[Tensor], rows: int) -> Tensor:
     for at in known:
         rest[at] = False
     return rest.nonzero().flatten()
-
-
-def _in_order(found: Mapping[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
-    """Values of all parts, in the order of the batch."""
-    out: dict[str, Tensor] = {}
-    for name, parts in found.items():
-        order = torch.cat([rows for rows, _ in parts]).argsort()
-        values = torch.cat([value.to(parts[0][1].device) for _, value in parts])
-        out[name] = values[order.to(values.device)]
-    return out

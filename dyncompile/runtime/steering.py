@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dyncompile.errors import RouteError
-from dyncompile.policies import Forced, Policy
+from dyncompile.policies import Forced, Full, Policy, Smallest
 from dyncompile.program import Choice, Decision, Route
 
 Ask = Callable[[str, Tensor, Tensor | None], Tensor]
@@ -103,10 +103,18 @@ def check_names(policy: Policy, choices: Mapping[str, Choice]) -> None:
         raise RouteError(f"no choice is named {unknown}", fix=f"choices are: {sorted(choices)}")
 
 
+_SOUND = (Full, Smallest, Forced)
+"""Policies whose decisions lie in the domain: a choice's own rows, or rows that they have checked."""
+
+
 def plan_route(policy: Policy, choices: Mapping[str, Choice], rows: int) -> Route:
     """Decisions that need no decision net, checked against the choices' names and domains."""
     check_names(policy, choices)
-    return {name: choice.check(policy.decide(choice, rows, None)) for name, choice in choices.items()}
+    found = {name: policy.decide(choice, rows, None) for name, choice in choices.items()}
+    if not isinstance(policy, _SOUND):
+        for name, choice in choices.items():
+            choice.check(found[name])
+    return found
 
 
 def group_rows(
@@ -148,4 +156,4 @@ def _taken(values: Tensor, at: Tensor) -> Tensor:
 
 def decision_of(rows: Tensor) -> Decision:
     """A decision whose rows all run alike; column 0 where there is no row to ask."""
-    return Decision(rows, int(rows[0].argmax()) if len(rows) else 0)
+    return Decision(rows, int(rows[0].argmax()) if len(rows) and rows.shape[1] > 1 else 0)

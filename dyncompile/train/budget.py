@@ -1,6 +1,7 @@
 """Terms that hold the mean cost of learned routes to a budget. Cost is path and decision nets.
 
     share = (mean MACs of the route + MACs of the decision nets) / MACs of the source
+            (seconds in place of MACs where `fit` is given a `Latency`)
     cost  = (share - smallest share) / (full share - smallest share)      in [0, 1] for every model
 
 `Budget` is a method of multipliers for one constraint: the multiplier rises while routes cost too much and
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from dyncompile.errors import SpecError
 from dyncompile.processes import mean_over_all
-from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.columns import check_share, check_target, reachable_shares
 from dyncompile.train.phase import Moment
 
@@ -31,9 +31,8 @@ _AHEAD = 0.05
 
 
 def route_share(moment: Moment) -> Tensor:
-    """Share of the source's MACs of each sample, decision nets included: float64 [B], differentiable."""
-    dyn = moment.dyn
-    return dyn.spent(moment.record.route) / dyn.static_macs
+    """Share of the source's cost of each sample, decision nets included: float64 [B], differentiable."""
+    return moment.cost.spent(moment.record.route) / moment.cost.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +78,8 @@ class Budget:
     def __call__(self, moment: Moment) -> Tensor:
         """(multiplier + damping x error) x cost: a scalar; its gradient is that pressure times the cost's."""
         if not moment.memory:
-            check_target(moment.dyn, self.target)
-        least, span = _range(moment.dyn)
+            check_target(moment.dyn, self.target, moment.cost)
+        least, span = _range(moment)
         shares = route_share(moment)
         error = (self._expected(moment, shares) - self._asked(moment, least + span)) / span
         unit = max(1.0, self._unit(moment))
@@ -129,8 +128,8 @@ class RatioBudget:
 
     Attributes:
         weight: 0.5 in DS-Net's code.
-        reference: T in MACs; None is the source's own count. DS-Net's code has 1e9 for every network, against
-            which small networks hardly feel the term.
+        reference: T in MACs (in the unit of the cost); None is the source's own count. DS-Net's code has 1e9
+            for every network, against which small networks hardly feel the term.
     """
 
     weight: float = 0.5
@@ -142,9 +141,8 @@ class RatioBudget:
 
     def __call__(self, moment: Moment) -> Tensor:
         """A scalar."""
-        reference = self.reference or moment.dyn.static_macs
-        macs = route_share(moment).mean() * moment.dyn.static_macs
-        return (self.weight * (macs / reference) ** 2).float()
+        scale = 1.0 if self.reference is None else moment.cost.source / self.reference
+        return (self.weight * (route_share(moment).mean() * scale) ** 2).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +163,20 @@ class HingeBudget:
 
     def __call__(self, moment: Moment) -> Tensor:
         """A scalar; 0 below the target."""
-        _, span = _range(moment.dyn)
+        _, span = _range(moment)
         excess = (route_share(moment).mean() - self.target) / span
         return (self.weight * excess.clamp(min=0)).float()
 
 
-def _range(dyn: DynamicModel) -> tuple[float, float]:
-    """(share of the smallest route, what the full one takes on top). SpecError where all cost the same."""
-    least, most = reachable_shares(dyn)
+def _range(moment: Moment) -> tuple[float, float]:
+    """(share of the smallest route, what the full one takes on top). SpecError where that is nothing."""
+    least, most = reachable_shares(moment.dyn, moment.cost)
     if most <= least:
+        each = f"every route takes {least:.1%}"
+        if most < least:
+            each = f"the full route takes {most:.1%}, and the smallest one {least:.1%},"
         raise SpecError(
-            f"a budget has nothing to steer: every route takes {least:.1%} of the source's MACs",
+            f"a budget has nothing to steer: {each} of the source's {moment.cost.unit}",
             fix="offer columns of different cost, or leave the budget out",
         )
     return least, most - least

@@ -2,8 +2,9 @@
 
     logits_c  ->  logits_c - alpha * share_c
 
-    share_c [width]: relative to the source, all MACs at a column that is picked, or what a column that is
-                     switched on (gains, bits) adds to the others; see `columns.column_shares`
+    share_c [width]: relative to the source, all that is spent (MACs, or what `cost` counts) at a column that
+                     is picked, or what a column that is switched on (gains, bits) adds to the others; see
+                     `columns.column_shares`
 
 Logits are read as what a column is worth; `alpha` is then the price of computation, and the same price for
 every gate is what a Lagrangian asks for. It is bisected until the mean cost of learned routes meets the
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dyncompile.cost import Cost, ModelMacs
 from dyncompile.errors import InputError
 from dyncompile.policies import Learned
 from dyncompile.processes import mean_over_all
@@ -52,14 +54,15 @@ _RAISED = 4
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What calibration did. Shares are of the source's MACs, decision nets included, mean over samples.
+    """What calibration did. Shares are of the source's cost, decision nets included, mean over samples.
 
     Attributes:
         target: share that was asked for.
         before, reached: shares before and after.
-        alpha: price that was taken off the logits, per whole of the source's MACs.
+        alpha: price that was taken off the logits, per whole of the source's cost.
         within: whether `reached` is within the tolerance of the target. Where it is not, many samples have
             equal logits, and no price separates them; or gains cost too little and are not raised further.
+        unit: what was counted.
     """
 
     target: float
@@ -67,10 +70,15 @@ class Calibration:
     reached: float
     alpha: float
     within: bool
+    unit: str = "MACs"
 
 
 def calibrate(
-    dyn: DynamicModel, batches: Iterable[Batch], target: float, tolerance: float = 0.02
+    dyn: DynamicModel,
+    batches: Iterable[Batch],
+    target: float,
+    tolerance: float = 0.02,
+    cost: Cost | None = None,
 ) -> Calibration:
     """Shift the biases of all decision nets until learned routes cost `target` on average.
 
@@ -80,8 +88,9 @@ def calibrate(
     Args:
         dyn: a model whose choices have decision nets; its mode stays as it is.
         batches: validation samples, on the model's device.
-        target: mean share of the source's MACs, decision nets included.
+        target: mean share of the source's cost, decision nets included.
         tolerance: how far the reached share may be from the target, relative to the target.
+        cost: what is counted; None is MACs.
 
     Raises:
         SpecError: no choice has a decision net that can be priced, or the target is below the smallest
@@ -89,12 +98,13 @@ def calibrate(
         InputError: there are no samples.
     """
     choices = learned_choices(dyn, "calibration to a budget", (*COLUMNS, *SWITCHES))
-    check_target(dyn, target)
-    gates = _Gates(dyn, choices)
+    cost = ModelMacs(dyn) if cost is None else cost
+    check_target(dyn, target, cost)
+    gates = _Gates(dyn, choices, cost)
     if len(dyn.gated) == 1:
-        measure = _replayed(dyn, batches, choices[0], gates)
+        measure = _replayed(dyn, batches, choices[0], gates, cost)
     else:
-        measure = _rerun(dyn, list(batches) if iter(batches) is batches else batches, gates)
+        measure = _rerun(dyn, list(batches) if iter(batches) is batches else batches, gates, cost)
     search = _Search(measure, target, tolerance * target / 20, gates.unit)
     if gates.scale:
         near, step = tolerance * target, gates.unit / _CAREFUL
@@ -107,18 +117,18 @@ def calibrate(
     gates.shift(alpha)
     reached = search.shares[alpha]
     return Calibration(
-        target, search.shares[0.0], reached, alpha, abs(reached - target) <= tolerance * target
+        target, search.shares[0.0], reached, alpha, abs(reached - target) <= tolerance * target, cost.unit
     )
 
 
 class _Gates:
     """Output biases of decision nets, and what they were."""
 
-    def __init__(self, dyn: DynamicModel, choices: list[Choice]) -> None:
+    def __init__(self, dyn: DynamicModel, choices: list[Choice], cost: Cost) -> None:
         parameters: Mapping[str, nn.Parameter] = dict(dyn.named_parameters())
         self._biases = {c.name: parameters[f"{GATES}.{c.name}.head.bias"] for c in choices}
         self._before = {name: bias.detach().clone() for name, bias in self._biases.items()}
-        self.shares = {c.name: column_shares(dyn, c) for c in choices}
+        self.shares = {c.name: column_shares(dyn, c, cost) for c in choices}
         self.scale = any(choice.domain is Domain.GAINS for choice in choices)
 
     @property
@@ -189,20 +199,22 @@ class _Search:
         return abs(self.shares[alpha] - self.target)
 
 
-def _rerun(dyn: DynamicModel, batches: Iterable[Batch], gates: _Gates) -> Callable[[float], float]:
+def _rerun(
+    dyn: DynamicModel, batches: Iterable[Batch], gates: _Gates, cost: Cost
+) -> Callable[[float], float]:
     """The mean share at a price, by running the model: later gates see what earlier ones decided."""
 
     def measure(alpha: float) -> float:
         gates.shift(alpha)
         with evaluating(dyn):
-            found = [dyn.spent(_on_cpu(record.route)) for record in _records(dyn, batches)]
-        return _mean_share(dyn, found)
+            found = [cost.spent(_on_cpu(record.route)) for record in _records(dyn, batches)]
+        return _mean_share(cost, found)
 
     return measure
 
 
 def _replayed(
-    dyn: DynamicModel, batches: Iterable[Batch], choice: Choice, gates: _Gates
+    dyn: DynamicModel, batches: Iterable[Batch], choice: Choice, gates: _Gates, cost: Cost
 ) -> Callable[[float], float]:
     """The same for a single gate, whose logits before the shift do not depend on the price: one run."""
     with evaluating(dyn):
@@ -215,7 +227,7 @@ def _replayed(
     def measure(alpha: float) -> float:
         shifted = logits - (alpha * gates.shares[choice.name]).to(logits)
         rows = Learned().decide(choice, len(shifted), shifted)
-        return _mean_share(dyn, [dyn.spent({**route, choice.name: rows})] if found else [])
+        return _mean_share(cost, [cost.spent({**route, choice.name: rows})] if found else [])
 
     return measure
 
@@ -230,12 +242,12 @@ def _on_cpu(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in rows.items()}
 
 
-def _mean_share(dyn: DynamicModel, macs: list[Tensor]) -> float:
-    """Mean share of `macs` [B], one tensor per batch, over the samples of all processes.
+def _mean_share(cost: Cost, spent: list[Tensor]) -> float:
+    """Mean share of the source's cost of `spent` [B], one tensor per batch, over all processes' samples.
 
     Raises InputError where there are none.
     """
-    shares = torch.cat([torch.zeros(0).double(), *macs]) / dyn.static_macs
+    shares = torch.cat([torch.zeros(0).double(), *spent]) / cost.source
     mean, samples = mean_over_all(shares)
     if samples == 0:
         raise InputError("there are no samples to calibrate on", fix="give at least one validation batch")

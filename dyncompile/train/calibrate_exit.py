@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dyncompile.cost import Cost, ModelMacs
 from dyncompile.errors import InputError, SpecError
 from dyncompile.exits import OFF
 from dyncompile.policies import Learned
@@ -37,7 +38,7 @@ _STEPS = 60
 
 @dataclass(frozen=True, slots=True)
 class ExitCalibration:
-    """What calibration found on the validation data. Shares are of the source's MACs, decisions included.
+    """What calibration found on the validation data. Shares are of the source's cost, decisions included.
 
     Attributes:
         threshold: of all exits; `OFF` where leaving never pays.
@@ -57,7 +58,7 @@ class ExitCalibration:
 
 
 @dataclass(frozen=True, slots=True)
-class _At:
+class Leaving:
     """All rows leave at one exit, or at none; other choices are what their nets say."""
 
     reads_gates: ClassVar[bool] = True
@@ -65,6 +66,7 @@ class _At:
     exit: str | None
 
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
+        """Decisions [rows, width]."""
         if choice.domain is not Domain.EXIT:
             return Learned().decide(choice, rows, logits)
         row = choice.smallest if choice.name == self.exit else choice.full
@@ -78,17 +80,19 @@ def calibrate_exit(
     target: float | None = None,
     accuracy_drop: float | None = None,
     temperatures: bool = True,
+    cost: Cost | None = None,
 ) -> ExitCalibration:
     """Set the thresholds of all exits, by a budget or by the accuracy that may be lost.
 
     Args:
         dyn: a model with exits; its mode stays as it is.
         data: validation samples on the model's device, batch by batch, in the forms that `fit` takes.
-        target: mean share of the source's MACs, decisions included, that is not to be passed. The most
+        target: mean share of the source's cost, decisions included, that is not to be passed. The most
             careful threshold that keeps to it is taken.
         accuracy_drop: largest loss of accuracy against nobody leaving, as a share of the samples. The
             cheapest threshold that keeps to it is taken.
         temperatures: fit them; else they stay as they are.
+        cost: what is counted, e.g. ``dc.Latency(dyn)``; None is MACs.
 
     Raises:
         SpecError: the model has no exit, not exactly one of `target` and `accuracy_drop` is given, or no
@@ -99,7 +103,15 @@ def calibrate_exit(
     batches = _batches(dyn, data)
     buffers = {name: _buffers(dyn, name) for name in dyn.exits}
     with _restoring(buffers, always=False), evaluating(dyn):
-        return _search(dyn, batches, buffers, temperatures, target, accuracy_drop)
+        return _search(
+            dyn,
+            batches,
+            buffers,
+            temperatures,
+            target,
+            accuracy_drop,
+            ModelMacs(dyn) if cost is None else cost,
+        )
 
 
 def _batches(dyn: DynamicModel, data: Iterable[Any]) -> list[Batch]:
@@ -148,8 +160,9 @@ def _search(
     fits: bool,
     target: float | None,
     accuracy_drop: float | None,
+    cost: Cost,
 ) -> ExitCalibration:
-    found = _outcomes(dyn, batches, buffers, fits)
+    found = _outcomes(dyn, batches, buffers, fits, cost)
     threshold = _best(found, target, accuracy_drop)
     for _, buffer in buffers.values():
         buffer.fill_(threshold)
@@ -174,7 +187,7 @@ class Outcomes:
     Attributes:
         sure: confidences [N, exits].
         right: 1 where the prediction is right, else 0: [N, exits + 1].
-        costs: shares of the source's MACs, decisions included: [N, exits + 1].
+        costs: shares of what the source costs, decisions included: [N, exits + 1].
     """
 
     sure: Tensor
@@ -187,49 +200,54 @@ class Outcomes:
         return stops.int().argmax(1)
 
     def at(self, threshold: float) -> tuple[float, float]:
-        """(accuracy, mean share of the source's MACs) at a threshold of all exits."""
+        """(accuracy, mean share of the source's cost) at a threshold of all exits."""
         rows, where = torch.arange(len(self.sure)), self.leaving(threshold)
         return float(self.right[rows, where].mean()), float(self.costs[rows, where].mean())
 
 
-def outcomes(dyn: DynamicModel, data: Iterable[Any]) -> Outcomes:
+def outcomes(dyn: DynamicModel, data: Iterable[Any], cost: Cost | None = None) -> Outcomes:
     """Run labeled samples through every exit and through the whole network, at the present temperatures.
 
     Args:
         dyn: a model with exits; it stays as it is.
-        data: as for `calibrate_exit`.
+        data, cost: as for `calibrate_exit`.
 
     Raises:
         InputError: there are no samples.
     """
     buffers = {name: _buffers(dyn, name) for name in dyn.exits}
     with _restoring(buffers), evaluating(dyn):
-        return _outcomes(dyn, _batches(dyn, data), buffers, fits=False)
+        return _outcomes(dyn, _batches(dyn, data), buffers, False, ModelMacs(dyn) if cost is None else cost)
 
 
 def _outcomes(
-    dyn: DynamicModel, batches: list[Batch], buffers: Mapping[str, tuple[Tensor, Tensor]], fits: bool
+    dyn: DynamicModel,
+    batches: list[Batch],
+    buffers: Mapping[str, tuple[Tensor, Tensor]],
+    fits: bool,
+    cost: Cost,
 ) -> Outcomes:
     """Thresholds are 0 afterwards, and temperatures fitted if asked for."""
     labels = torch.cat([target_of(batch).reshape(-1).cpu() for batch in batches])
-    said, spent = zip(*(_all_at(dyn, batches, way) for way in (*dyn.exits, None)), strict=True)
+    ways = (*dyn.exits, None)
+    said, spent = zip(*(_all_at(dyn, batches, way, cost) for way in ways), strict=True)
     for name, logits in zip(dyn.exits, said, strict=False):
         temperature, threshold = buffers[name]
         if fits:
             temperature.fill_(fitted_temperature(logits, labels))
         threshold.zero_()  # scores are then the confidences themselves
     right = torch.stack([(logits.argmax(1) == labels).double() for logits in said], 1)
-    return Outcomes(_confidences(dyn, batches), right, torch.stack(list(spent), 1) / dyn.static_macs)
+    return Outcomes(_confidences(dyn, batches), right, torch.stack(list(spent), 1) / cost.source)
 
 
-def _all_at(dyn: DynamicModel, batches: list[Batch], way: str | None) -> tuple[Tensor, Tensor]:
-    """(logits [N, K], MACs [N]) where all samples leave at one exit, or none does; on the CPU."""
+def _all_at(dyn: DynamicModel, batches: list[Batch], way: str | None, cost: Cost) -> tuple[Tensor, Tensor]:
+    """(logits [N, K], cost [N]) where all samples leave at one exit, or none does; on the CPU."""
     logits: list[Tensor] = []
     spent: list[Tensor] = []
     for batch in batches:
-        record = dyn.record(*batch.args, policy=_At(way), execution="sparse", **batch.kwargs)
+        record = dyn.record(*batch.args, policy=Leaving(way), execution="sparse", **batch.kwargs)
         logits.append(logits_of(record.output).float().cpu())
-        spent.append(dyn.spent(record.route).cpu())
+        spent.append(cost.spent(record.route).cpu())
     return torch.cat(logits), torch.cat(spent)
 
 
@@ -237,7 +255,7 @@ def _confidences(dyn: DynamicModel, batches: list[Batch]) -> Tensor:
     """Confidence of every sample at every exit, thresholds being 0: [N, exits]."""
     found: list[Tensor] = []
     for batch in batches:
-        record = dyn.record(*batch.args, policy=_At(None), execution="sparse", **batch.kwargs)
+        record = dyn.record(*batch.args, policy=Leaving(None), execution="sparse", **batch.kwargs)
         found.append(torch.cat([record.logits[name].double().cpu() for name in dyn.exits], 1))
     return torch.cat(found)
 

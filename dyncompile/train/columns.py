@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from dyncompile.cost import Cost, ModelMacs
 from dyncompile.errors import SpecError
 from dyncompile.policies import Forced, Full, Smallest
 from dyncompile.program import Choice, Domain
@@ -55,15 +56,16 @@ def gate_logits(moment: Moment, choices: Sequence[Choice]) -> dict[str, Tensor]:
     return {choice.name: moment.record.logits[choice.name] for choice in choices}
 
 
-def column_shares(dyn: DynamicModel, choice: Choice) -> Tensor:
-    """MACs of each column relative to the source, the other choices at full: float64 [width].
+def column_shares(dyn: DynamicModel, choice: Choice, cost: Cost | None = None) -> Tensor:
+    """Cost of each column relative to the source, the other choices at full: float64 [width].
 
-    Of a column that is picked these are all MACs of the route. Of one that is switched on they are what that
-    adds: the full route's less those without it.
+    Of a column that is picked it is that of the whole route. Of one that is switched on it is what that adds:
+    the full route's less that without it. `cost` None counts MACs.
     """
+    cost = ModelMacs(dyn) if cost is None else cost
     rows = _single_columns(choice)
     route = {one.name: torch.tensor([one.full]).expand(len(rows), -1) for one in dyn.choices.values()}
-    found = (dyn.macs({**route, choice.name: rows}) / dyn.static_macs).detach().cpu()
+    found = (cost({**route, choice.name: rows}) / cost.source).detach().cpu()
     return found if choice.domain in COLUMNS else found[0] - found[1:]
 
 
@@ -78,12 +80,12 @@ def _single_columns(choice: Choice) -> Tensor:
     return rows
 
 
-def levels(dyn: DynamicModel, choices: Sequence[Choice]) -> list[dict[str, int]]:
+def levels(dyn: DynamicModel, choices: Sequence[Choice], cost: Cost | None = None) -> list[dict[str, int]]:
     """Uniform sub-networks from the cheapest to the costliest: one column per choice.
 
     There are as many as the widest choice has columns; narrower choices stay at a column for several levels.
     """
-    order = {c.name: _ascending(column_shares(dyn, c)) for c in choices}
+    order = {c.name: _ascending(column_shares(dyn, c, cost)) for c in choices}
     last = max(c.width for c in choices) - 1
     return [
         {c.name: order[c.name][round(level * (c.width - 1) / max(last, 1))] for c in choices}
@@ -100,32 +102,40 @@ def forced(choices: Iterable[Choice], columns: Mapping[str, int]) -> Forced:
     return Forced({c.name: torch.tensor([c.row(columns[c.name])]) for c in choices})
 
 
-def reachable_shares(dyn: DynamicModel) -> tuple[float, float]:
-    """Shares of the source's MACs of the smallest and of the full route, decision nets included."""
-    return _share_of(dyn, Smallest()), _share_of(dyn, Full())
+def reachable_shares(dyn: DynamicModel, cost: Cost | None = None) -> tuple[float, float]:
+    """Shares of the source's cost of the smallest and of the full route, decision nets included."""
+    cost = ModelMacs(dyn) if cost is None else cost
+    return _share_of(dyn, Smallest(), cost), _share_of(dyn, Full(), cost)
 
 
-def _share_of(dyn: DynamicModel, policy: Smallest | Full) -> float:
+def _share_of(dyn: DynamicModel, policy: Smallest | Full, cost: Cost) -> float:
     rows = {name: policy.decide(choice, 1, None) for name, choice in dyn.choices.items()}
-    return float(dyn.spent(rows)[0]) / dyn.static_macs
+    return float(cost.spent(rows)[0]) / cost.source
 
 
 def check_share(target: float) -> None:
-    """Raises SpecError for what is no share of the source's MACs."""
+    """Raises SpecError for what is no share of the source's cost."""
     if not 0 < target <= 1:
         raise SpecError(f"a target is a share of the source's MACs in (0, 1], got {target}")
 
 
-def check_target(dyn: DynamicModel, target: float) -> None:
-    """Raises SpecError where no route is as cheap as `target`, a share of the source's MACs."""
+def check_target(dyn: DynamicModel, target: float, cost: Cost | None = None) -> None:
+    """Raises SpecError where no route is as cheap as `target`, a share of the source's cost."""
     check_share(target)
-    least, _ = reachable_shares(dyn)
+    cost = ModelMacs(dyn) if cost is None else cost
+    least, _ = reachable_shares(dyn, cost)
     if target < least:
+        asked, smallest = amount(target * cost.source), amount(least * cost.source)
         raise SpecError(
-            f"the target of {target:.1%} of the source's MACs ({target * dyn.static_macs:,.0f}) is below the "
-            f"smallest route's {least:.1%} ({least * dyn.static_macs:,.0f}, decision nets included)",
+            f"the target of {target:.1%} of the source's {cost.unit} ({asked}) is below the "
+            f"smallest route's {least:.1%} ({smallest}, decision nets included)",
             fix="ask for more, or offer narrower columns",
         )
+
+
+def amount(value: float) -> str:
+    """A number in words' place: whole from a thousand on, else four digits."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 @contextmanager

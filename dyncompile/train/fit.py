@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dyncompile.cost import Cost
 from dyncompile.errors import SpecError
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.accelerated import Precision, World, world
@@ -33,6 +34,7 @@ def fit(
     *,
     loss: Loss | None = None,
     metric: Metric | None = None,
+    cost: Cost | None = None,
     batch_size: int = 64,
     accumulate: int = 1,
     workers: int = 0,
@@ -63,6 +65,9 @@ def fit(
         loss: ``loss(output, target)`` -> scalar; by default cross-entropy on the output or its ``logits``, or
             the model's own ``loss`` where the data has no target.
         metric: ``metric(output, target)`` -> number, higher is better; by default top-1 accuracy.
+        cost: what targets and budgets count: shares of the source's. None is MACs; ``dc.Latency(dyn)`` makes
+            ``target=0.6`` 60 % of the source's time on the machine where it was measured. Over several
+            processes it should be measured before, so that all read the same times.
         batch_size: samples per forward pass and process.
         accumulate: forward passes per step whose gradients are averaged.
         workers: processes that read a dataset ahead.
@@ -87,7 +92,7 @@ def fit(
         TrainingError: a loss is not finite; nothing is written after it.
         CheckpointError: the newest checkpoint is damaged, or belongs to another model, recipe or data.
     """
-    check_recipe(dyn, recipe, validated=val_data is not None)
+    check_recipe(dyn, recipe, validated=val_data is not None, cost=cost)
     if checkpoint_every is not None and checkpoint_every < 1:
         raise SpecError(f"checkpoint_every is a number of steps, at least 1, got {checkpoint_every}")
     folder = None if directory is None else Path(directory)
@@ -97,7 +102,10 @@ def fit(
         train, validation = _feed(dyn, train_data, layout, here), None
         if val_data is not None:
             validation = _feed(dyn, val_data, replace(layout, accumulate=1, training=False), here)
-        plan = describe_training(dyn, recipe, seed=seed, steps=train.stream.steps, processes=here.count)
+        counted = {} if cost is None else {"cost": repr(cost)}
+        plan = describe_training(
+            dyn, recipe, seed=seed, steps=train.stream.steps, processes=here.count, **counted
+        )
         with watching(progress, main=here.main) as watch:
             setting = Setting(
                 dyn=dyn,
@@ -105,6 +113,7 @@ def fit(
                 world=here,
                 loss=loss or default_loss,
                 metric=metric or accuracy,
+                cost=cost,
                 plan=plan,
                 seed=seed,
                 feed=train,

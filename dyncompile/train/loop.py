@@ -51,7 +51,7 @@ class _Loop:
         decay = self._phase.average
         self._average = None if decay is None else Average(one.dyn, decay)
         self._optimizers = Optimizers(one.dyn, self._phase)
-        self._turns = Turns(one.dyn, self._phase, one.loss, one.world, self._average)
+        self._turns = Turns(one.dyn, self._phase, one.loss, one.world, self._average, one.cost)
         self._statistics = statistics_of(one.dyn)
         self._per_epoch = one.feed.stream.steps
         self._best: Best | None = None

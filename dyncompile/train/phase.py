@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from dyncompile.cost import Cost, ModelMacs
 from dyncompile.errors import SpecError
 from dyncompile.policies import Policy
 from dyncompile.runtime.model import DynamicModel, Execution, Record
@@ -67,6 +68,7 @@ class Moment:
             the moving average of the weights, in evaluation mode, where the phase keeps one. Otherwise it is
             the model itself: what an earlier turn of this step gave by the policy, else a run of its own.
         memory: numbers that the term keeps between steps; they are saved with the training state.
+        given_cost: what budgets count, as `fit` was given it; None is MACs.
     """
 
     dyn: DynamicModel
@@ -76,6 +78,12 @@ class Moment:
     clock: Clock
     teacher: Callable[[Policy], Record]
     memory: dict[str, float]
+    given_cost: Cost | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """What budgets and prices of columns count."""
+        return ModelMacs(self.dyn) if self.given_cost is None else self.given_cost
 
 
 class Objective(Protocol):
@@ -190,8 +198,8 @@ class Recipe:
         name: e.g. ``"dsnet"``.
         phases: in order.
         method: the model must hold choices of this method; empty serves any.
-        target: share of the source's MACs, decision nets included, that the learned policy shall spend on
-            average; None leaves it to the objectives.
+        target: share of the source's MACs (or of what else `fit` is told to count), decision nets included,
+            that the learned policy shall spend on average; None leaves it to the objectives.
     """
 
     name: str

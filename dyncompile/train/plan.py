@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from dyncompile.cost import Cost
 from dyncompile.errors import InputError, SpecError
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.columns import check_target
@@ -16,12 +17,12 @@ from dyncompile.train.phase import Phase, Recipe, Turn
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
-def check_recipe(dyn: DynamicModel, recipe: Recipe, *, validated: bool) -> None:
+def check_recipe(dyn: DynamicModel, recipe: Recipe, *, validated: bool, cost: Cost | None = None) -> None:
     """Refuse a recipe that does not fit the model or the data.
 
     Raises:
-        SpecError: it is for another method, trains what the model does not have, or asks for fewer MACs than
-            the smallest route takes.
+        SpecError: it is for another method, trains what the model does not have, or asks for less than
+            the smallest route costs.
         InputError: it keeps the best epoch, and there is no validation data.
     """
     methods = [spec.partition("(")[0].strip() for spec in dyn.history]
@@ -31,7 +32,7 @@ def check_recipe(dyn: DynamicModel, recipe: Recipe, *, validated: bool) -> None:
             fix=f"dynamize with {recipe.method!r}, or take the recipe of the model's method",
         )
     if recipe.target is not None:
-        check_target(dyn, recipe.target)
+        check_target(dyn, recipe.target, cost)
     for phase in recipe.phases:
         trainable(dyn, phase)
         if phase.keep == "best" and not validated:

@@ -67,7 +67,7 @@ class Sparsification:
         """A scalar."""
         choices = learned_choices(moment.dyn, "sandwich gate sparsification")
         logits = gate_logits(moment, choices)
-        found = levels(moment.dyn, choices)
+        found = levels(moment.dyn, choices, moment.cost)
         wanted = self.targets(moment, [forced(choices, level) for level in found])
         terms: list[Tensor] = []
         for choice in choices:
@@ -146,11 +146,11 @@ def single_gate(moment: Moment, what: str, losses: PerSample | None = None) -> t
             fix="use Sparsification for several gates",
         )
     (choice,) = choices
-    found = levels(moment.dyn, choices)
+    found = levels(moment.dyn, choices, moment.cost)
     order = [level[choice.name] for level in found]
     logits = gate_logits(moment, choices)[choice.name].float()[:, order]
     each = [_losses(_output(moment, forced(choices, level)), moment, losses) for level in found]
-    shares = column_shares(moment.dyn, choice)[order].to(logits)
+    shares = column_shares(moment.dyn, choice, moment.cost)[order].to(logits)
     return logits, torch.stack(each, 1).float(), shares
 
 

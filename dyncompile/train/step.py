@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dyncompile.cost import Cost
 from dyncompile.errors import SpecError, TrainingError
 from dyncompile.policies import Policy
 from dyncompile.runtime.model import DynamicModel, Record
@@ -45,7 +46,13 @@ class Turns:
     """
 
     def __init__(
-        self, dyn: DynamicModel, phase: Phase, loss: Loss, world: World, average: Average | None
+        self,
+        dyn: DynamicModel,
+        phase: Phase,
+        loss: Loss,
+        world: World,
+        average: Average | None,
+        cost: Cost | None = None,
     ) -> None:
         self.memories: Memories = {}
         self.learning = False  # whether a turn has asked decision nets
@@ -56,6 +63,7 @@ class Turns:
         self._teacher = dyn if average is None else average.model
         self._keys = term_keys(phase.turns)
         self._static = dyn.static_macs
+        self._cost = cost
 
     def run(self, batches: Sequence[Batch], clock: Clock) -> Outcome:
         """All passes of one step; gradients are then on the parameters.
@@ -117,7 +125,7 @@ class Turns:
             for name, term in turn.terms.items():
                 key = self._keys[i][name]
                 memory = self.memories.setdefault(key, {})
-                moment = Moment(self._dyn, view, record, self._loss, clock, teacher, memory)
+                moment = Moment(self._dyn, view, record, self._loss, clock, teacher, memory, self._cost)
                 found.append(_scalar(term(moment), key, self._phase))
             total = torch.stack(found).sum()
         if not total.requires_grad:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dyncompile.cost import Cost
 from dyncompile.errors import CheckpointError
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.accelerated import World
@@ -33,6 +34,7 @@ class Setting:
     """What stays the same throughout a run.
 
     Attributes:
+        cost: what targets and budgets count; None is MACs.
         plan: what identifies this training when it is resumed.
         feed: this process's share of the training data.
         validation: its share of the validation data; None without any.
@@ -44,6 +46,7 @@ class Setting:
     world: World
     loss: Loss
     metric: Metric
+    cost: Cost | None
     plan: dict[str, Any]
     seed: int
     feed: Feed
@@ -193,4 +196,4 @@ class Training:
         if one.recipe.target is None or not one.dyn.gated or one.validation is None:
             return
         batches = one.validation.epoch(derive(one.seed, "validation"))
-        self.history.calibration = asdict(calibrate(one.dyn, batches, one.recipe.target))
+        self.history.calibration = asdict(calibrate(one.dyn, batches, one.recipe.target, cost=one.cost))

@@ -1,4 +1,4 @@
-"""Latency of one function relative to another, on a machine that others use too.
+"""Time of one function relative to another, on a machine that others use too.
 
 Absolute times drift with the load. So the two run in turns within one process, and what is reported is the
 median of the ratios of neighboring runs; the quartiles say how much to believe it. CPU time counts only what
@@ -33,7 +33,7 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
+class Comparison:
     """Time of a function over that of the reference: wall clock, and CPU time of this process."""
 
     wall: Ratio
@@ -41,7 +41,7 @@ class Latency:
     pairs: int
 
 
-def compare(run: Callable[[], object], reference: Callable[[], object], pairs: int) -> Latency:
+def compare(run: Callable[[], object], reference: Callable[[], object], pairs: int) -> Comparison:
     """Time `run` against `reference` in interleaved pairs; which one goes first alternates."""
     for _ in range(_WARM_UP):
         run()
@@ -55,7 +55,7 @@ def compare(run: Callable[[], object], reference: Callable[[], object], pairs: i
             own, base = _timed(run), _timed(reference)
         wall.append(own[0] / base[0])
         cpu.append(own[1] / base[1])
-    return Latency(Ratio.of(wall), Ratio.of(cpu), pairs)
+    return Comparison(Ratio.of(wall), Ratio.of(cpu), pairs)
 
 
 def _timed(run: Callable[[], object]) -> tuple[float, float]:
