@@ -35,6 +35,15 @@ def rows_in(dims: TensorType) -> tuple[int, int] | None:
     return None
 
 
+def elements_per_row(found: Type) -> int:
+    """Numbers per row of a typed value; 0 where it has no rows."""
+    if isinstance(found, list):
+        return sum(map(elements_per_row, found))
+    if not isinstance(found, tuple) or batch_axis(found) is None:
+        return 0
+    return math.prod(factor_size(factor) for dim in found for factor in dim if factor != BATCH)
+
+
 def select_rows(value: Any, found: Type, index: Tensor, rows: int) -> Any:
     """The given rows [n] of a value that holds `rows` of them; what has no batch axis stays as it is."""
     if isinstance(found, list):

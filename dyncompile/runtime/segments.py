@@ -13,7 +13,6 @@ that do not (`dyncompile.runtime.branches`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from dyncompile.analysis.dims.algebra import BATCH, elastics, factor_size
+from dyncompile.analysis.dims.algebra import BATCH, elastics
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.exits import Leave, find_leaves
 from dyncompile.analysis.flow import carries_tensor
@@ -31,7 +30,7 @@ from dyncompile.runtime import ops
 from dyncompile.runtime.branches import Branch, Join
 from dyncompile.runtime.compiled import Compiler, GraphForward, compile_graph
 from dyncompile.runtime.grouping import Channels, Grouping
-from dyncompile.runtime.rows import batch_axis
+from dyncompile.runtime.rows import batch_axis, elements_per_row
 
 aten = torch.ops.aten
 
@@ -352,7 +351,9 @@ class _Piece:
             return None
         nodes = {node.name for node in body._env}
         calls = len(self._cutter.body_of(skip, one))
-        moved = sum(_elements(self._cutter.types.get(node.name)) for node in (*body.inputs, one.output))
+        moved = sum(
+            elements_per_row(self._cutter.types.get(node.name)) for node in (*body.inputs, one.output)
+        )
         return self._cutter.channels.grouping(nodes, calls, moved)
 
     def needs(self, node: fx.Node) -> None:
@@ -371,15 +372,6 @@ class _Piece:
             self._graph.output(tuple(self._env[node] for node in gives))
         self._graph.lint()
         return self._cutter.compiler(self._graph, self._name, self._cutter.state)
-
-
-def _elements(found: Type) -> int:
-    """Numbers per row of a typed value."""
-    if isinstance(found, list):
-        return sum(map(_elements, found))
-    if not isinstance(found, tuple) or batch_axis(found) is None:
-        return 0
-    return math.prod(factor_size(factor) for dim in found for factor in dim if factor != BATCH)
 
 
 def parting(graph: fx.Graph) -> set[str]:
