@@ -65,15 +65,18 @@ def render_resolution(results: Path) -> str:
     found = read(results, "resolution")
     rows = (
         (
-            name,
+            f"batch {name}",
             percent(one["macs_of_mixed"], 1),
-            f"{one['mixed_over_native']:.2f}",
-            f"{one['mixed_over_ideal']:.2f}",
-            percent(one["predictor_over_mixed"], 1),
+            times(one["mixed_over_native"]["cpu"]),
+            times(one["mixed_over_ideal"]["cpu"]),
+            times(one["predicted_over_native"]["cpu"]),
         )
         for name, one in found["batches"].items()
     )
     sizes = ", ".join(map(str, found["sizes"]))
-    note = f"{short(found['model'])}, a third of the images at each of {sizes} pixels; CPU time, medians."
-    heads = ("", "MACs", "over all at full size", "over each size alone", "predictor's share")
+    note = (
+        f"{short(found['model'])}, a third of the images at each of {sizes} pixels; CPU time. Last column: "
+        "all images at full size with the predictor asked, over the same without."
+    )
+    heads = ("", "MACs", "over all at full size", "over each size alone", "with the predictor")
     return block(table(heads, rows), note, source("python -m benchmarks resolution", found))
