@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import dyncompile as dc
 from dyncompile.analysis.dims.algebra import BATCH
 from dyncompile.runtime import sparse
-from dyncompile.runtime.rows import join_rows, select_rows
+from dyncompile.runtime.rows import join_rows, merge_outputs, select_rows
 from dyncompile.zoo.randomization import randomize
 from tests import handmade, oracles
 from tests.oracles import narrowed, state_of
@@ -250,6 +250,18 @@ def test_rows_of_values_that_hold_several_positions_per_row() -> None:
     parts = [select_rows(windows, found, torch.tensor(rows), 4) for rows in ([0, 1], [2, 3])]
     assert torch.equal(join_rows(parts, found), windows)
     assert select_rows(windows, ((12,), (2,)), torch.tensor([2]), 4) is windows
+
+
+def test_rows_of_values_that_hold_positions_outermost() -> None:
+    states = torch.arange(3 * 4 * 2).view(12, 2)  # 3 positions of 4 rows each, merged into one axis
+    found = ((3, BATCH), (2,))
+    taken = select_rows(states, found, torch.tensor([2, 0]), 4)
+    assert torch.equal(taken, states.view(3, 4, 2)[:, [2, 0]].reshape(6, 2))
+    parts = [select_rows(states, found, torch.tensor(rows), 4) for rows in ([2], [0, 3, 1])]
+    rows = torch.tensor([2, 0, 3, 1])
+    (merged,) = merge_outputs([[part] for part in parts], rows, [found])
+    assert torch.equal(merged, states)
+    assert torch.equal(join_rows(parts, found), states.view(3, 4, 2)[:, rows].reshape(12, 2))
 
 
 def test_an_empty_batch_passes_all_decisions() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dyncompile.analysis.dims.algebra import BATCH, factor_size
-from dyncompile.analysis.dims.call import TensorType, Type
+from dyncompile.analysis.dims.call import TensorType, Type, flat_types
 from dyncompile.errors import InputError
 from dyncompile.torchlib import items
 
@@ -35,40 +35,54 @@ def rows_in(dims: TensorType) -> tuple[int, int] | None:
     return None
 
 
+def has_rows(found: Type) -> bool:
+    """Whether a value, or one of several, holds something for every row of the batch."""
+    return any(rows_in(dims) is not None for dims in flat_types(found))
+
+
 def elements_per_row(found: Type) -> int:
     """Numbers per row of a typed value; 0 where it has no rows."""
     if isinstance(found, list):
         return sum(map(elements_per_row, found))
-    if not isinstance(found, tuple) or batch_axis(found) is None:
+    if not isinstance(found, tuple) or rows_in(found) is None:
         return 0
     return math.prod(factor_size(factor) for dim in found for factor in dim if factor != BATCH)
 
 
 def select_rows(value: Any, found: Type, index: Tensor, rows: int) -> Any:
-    """The given rows [n] of a value that holds `rows` of them; what has no batch axis stays as it is."""
+    """The given rows [n] of a value that holds `rows` of them; what has no rows stays as it is."""
     if isinstance(found, list):
         return [select_rows(v, f, index, rows) for v, f in zip(items(value), found, strict=True)]
-    axis = batch_axis(found)
-    if axis is None or not isinstance(value, Tensor):
+    place = _place(value, found)
+    if place is None:
         return value
+    axis, outer = place
     at = index.to(value.device)
     if value.shape[axis] == rows:
         return value.index_select(axis, at)
-    by_row = torch.unflatten(value, axis, (rows, -1))
-    return by_row.index_select(axis, at).flatten(axis, axis + 1)
+    by_row = value.unflatten(axis, (outer, rows, -1))
+    return by_row.index_select(axis + 1, at).flatten(axis, axis + 2)
 
 
 def join_rows(values: Sequence[Any], found: Type) -> Any:
-    """Parts of a value one behind the other along its batch; what has no batch axis is the same in all."""
+    """Parts of a value one behind the other by their rows; what has no rows is the same in all."""
     if len(values) == 1:
         return values[0]
     if isinstance(found, list):
         parts = zip(*map(items, values), strict=True)
         return [join_rows(part, f) for part, f in zip(parts, found, strict=True)]
-    axis = batch_axis(found)
-    if axis is None or not isinstance(values[0], Tensor):
+    place = _place(values[0], found)
+    if place is None:
         return values[0]
-    return torch.cat(list(values), axis)
+    axis, outer = place
+    if outer == 1:
+        return torch.cat(list(values), axis)
+    by_position = [value.unflatten(axis, (outer, -1)) for value in values]
+    return torch.cat(by_position, axis + 1).flatten(axis, axis + 1)
+
+
+def _place(value: Any, found: Type) -> tuple[int, int] | None:
+    return rows_in(found) if isinstance(value, Tensor) and isinstance(found, tuple) else None
 
 
 def is_in_order(rows: Tensor) -> bool:
@@ -89,23 +103,16 @@ def merge_outputs(parts: Sequence[Sequence[Any]], rows: Tensor, types: Sequence[
 
 
 def _merge_one(values: list[Any], found: Type, order: Tensor) -> Any:
-    """One output of all groups: rows back in order along its batch axis."""
+    """One output of all groups, its rows back in order."""
     if not isinstance(values[0], Tensor):
         if any(value != values[0] for value in values):
             raise InputError(
                 "an output that is not a tensor depends on the route", fix="run one route at a time"
             )
         return values[0]
-    dims = found if isinstance(found, tuple) else ()
-    axis = next((i for i, dim in enumerate(dims) if BATCH in dim), None)
-    if axis is None or dims[axis][0] != BATCH:
+    if _place(values[0], found) is None:
         raise InputError(
             "an output has no batch axis, so results of different routes cannot be put together",
             fix="run samples of one route at a time (a forced route with a single row)",
         )
-    whole = torch.cat(values, axis)
-    rows = order.to(whole.device)
-    if dims[axis] == (BATCH,):
-        return whole.index_select(axis, rows)
-    by_row = torch.unflatten(whole, axis, (len(rows), -1))
-    return by_row.index_select(axis, rows).flatten(axis, axis + 1)
+    return select_rows(join_rows(values, found), found, order, len(order))

@@ -30,7 +30,7 @@ from dyncompile.runtime import ops
 from dyncompile.runtime.branches import Branch, Join
 from dyncompile.runtime.compiled import Compiler, GraphForward, compile_graph
 from dyncompile.runtime.grouping import Channels, Grouping
-from dyncompile.runtime.rows import batch_axis, elements_per_row
+from dyncompile.runtime.rows import elements_per_row, has_rows
 
 aten = torch.ops.aten
 
@@ -234,7 +234,7 @@ class _Cutter:
         for node in live:
             found = self.types.get(node.name)
             used |= {self._sized[e].choice for e in _moving(found) if e in self._sized}
-            if all(batch_axis(one) is None for one in flat_types(found)):
+            if not has_rows(found):
                 used |= _decided_by(node)
         return frozenset(used & earlier)
 
