@@ -17,22 +17,24 @@ Watch = Callable[[int, int], None]
 """Called as ``watch(steps done, steps)``."""
 
 _WARM_UP = 0.1
-_DECAY = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
     """Settings of a static training: AdamW, a rate that rises for a tenth of the steps and falls to zero.
 
-    Images move by up to `shift` pixels; an epoch takes `images` of them, None takes all.
+    Images move by up to `shift` pixels; an epoch takes `images` of them, None takes all. `decay` is that of
+    weights; gradients are clipped to the norm `clip`, None leaves them.
     """
 
     epochs: int
     rate: float
     batch: int
     seed: int
-    shift: int
+    shift: int = 0
     images: int | None = None
+    decay: float = 0.02
+    clip: float | None = None
 
 
 class Epochs(Protocol):
@@ -50,16 +52,16 @@ def train(
     watch: Watch = lambda done, steps: None,
     batches: Epochs | None = None,
 ) -> float:
-    """Cross-entropy on augmented images; `net` ends with the epoch that is best on validation.
+    """Cross-entropy; `net` ends with the epoch that is best on validation.
 
-    `batches` take the place of the training images, if given.
+    `batches` take the place of the training images, which are augmented.
 
     Returns:
         its validation accuracy.
     """
     batches = batches or Batches.seeded(data.train, asked.batch, asked.seed, asked.shift, asked.images)
     steps = asked.epochs * len(batches)
-    optimizer = torch.optim.AdamW(net.parameters(), asked.rate, weight_decay=_DECAY)
+    optimizer = torch.optim.AdamW(net.parameters(), asked.rate, weight_decay=asked.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, asked.rate, steps, pct_start=_WARM_UP)
     best, kept, done = -1.0, net.state_dict(), 0
     for _ in range(asked.epochs):
@@ -67,6 +69,8 @@ def train(
         for images, labels in batches:
             optimizer.zero_grad()
             F.cross_entropy(net(images), labels).backward()
+            if asked.clip is not None:
+                nn.utils.clip_grad_norm_(net.parameters(), asked.clip)
             optimizer.step()
             schedule.step()
             watch(done := done + 1, steps)

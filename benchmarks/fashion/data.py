@@ -29,7 +29,10 @@ _BYTE = 0x08
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Images [N, 1, 28, 28] (mean 0, deviation 1 over the training part) and labels [N] in 0..9."""
+    """Samples and labels [N].
+
+    Those of Fashion-MNIST are images [N, 1, 28, 28], mean 0 and deviation 1 over the training part.
+    """
 
     images: Tensor
     labels: Tensor

@@ -8,15 +8,11 @@ thresholds are chosen on validation images. What a run needs is kept: it resumes
 from __future__ import annotations
 
 import json
-import time
-import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors.torch
-import torch
 from torch import nn
 
 import dyncompile as dc
@@ -26,9 +22,9 @@ from benchmarks.fashion.data import Batches, Data
 from benchmarks.fashion.methods import METHODS, Effort, Method
 from benchmarks.fashion.networks import build, count_macs, scale_for
 from benchmarks.fashion.progress import bar
-from benchmarks.record import RESULTS, machine
+from benchmarks.record import RESULTS
+from benchmarks.stages import Stages, is_done, keep, quiet
 
-T = TypeVar("T")
 WORK = Path(__file__).parents[2] / "out" / "fashion"
 
 
@@ -61,26 +57,23 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether there are results of this effort."""
-        return self.result.is_file() and json.loads(self.result.read_text())["effort"] == asdict(self.effort)
+        return is_done(self.result, self.effort)
 
 
 @dataclass
 class Protocol:
-    """Carries out one run; `seconds` fills up as its stages pass."""
+    """Carries out one run; its stages are timed as they pass."""
 
     run: Run
     data: Data
     progress: bool = True
-    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    stages: Stages = field(default_factory=Stages)
 
     def execute(self) -> Path:
         """Train, measure, write; returns the path of the results."""
         source = self._source()
         dyn, history = self._dynamic(source)
-        content = {"machine": machine(), **self._identity(), **self._measured(source, dyn, history)}
-        self.run.result.parent.mkdir(parents=True, exist_ok=True)
-        self.run.result.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        return self.run.result
+        return keep(self.run.result, {**self._identity(), **self._measured(source, dyn, history)})
 
     def _identity(self) -> dict[str, Any]:
         run = self.run
@@ -106,7 +99,7 @@ class Protocol:
             net.load_state_dict(safetensors.torch.load_file(path))
             return net.eval()
         self._static("source", net, self.run.effort.source)
-        _keep(net, path)
+        _keep_weights(net, path)
         return net.eval()
 
     def _static(self, what: str, net: nn.Module, epochs: int) -> float:
@@ -114,12 +107,12 @@ class Protocol:
         effort = self.run.effort
         asked = Training(epochs, effort.rate, effort.batch, self.run.seed, effort.shift, effort.images)
         with bar(f"{self.run.network} s{self.run.seed}: {what}", shown=self.progress) as watch:
-            return self._timed(what, lambda: train(net, self.data, asked, watch))
+            return self.stages.timed(what, lambda: train(net, self.data, asked, watch))
 
     def _dynamic(self, source: nn.Module) -> tuple[dc.DynamicModel, dict[str, Any]]:
         """The model at its target, and what training says of validation and calibration."""
         run, spec = self.run, self._method.specs[self.run.network]
-        dyn = self._timed("dynamize", lambda: dc.dynamize(source, spec, self.data.train.images[:2]))
+        dyn = self.stages.timed("dynamize", lambda: dc.dynamize(source, spec, self.data.train.images[:2]))
         shared, own = self._method.recipes(run.effort, run.target)
         for recipe, name in ((shared, f"{self._method.base}-shared"), (own, f"{run.method}-{run.target:g}")):
             if recipe.phases:
@@ -142,40 +135,44 @@ class Protocol:
             directory=self.run.kept / name,
             progress=self.progress,
         )
-        self.seconds[name] = round(history.seconds, 1)
+        self.stages.seconds[name] = round(history.seconds, 1)
         return history
 
     # -- measuring ----------------------------------------------------------------------------
 
     def _measured(self, source: nn.Module, dyn: dc.DynamicModel, history: dict[str, Any]) -> dict[str, Any]:
         run, test = self.run, self.data.test
-        found, route = self._timed("test", lambda: measures.learned(dyn, test))
+        found, route = self.stages.timed("test", lambda: measures.learned(dyn, test))
         small = build(run.network, scale_for(run.network, run.target), run.seed)
         contenders = {"dynamic": dyn, "static": small.eval()}
         return {
             "source": self._of_static(source, 1.0, run.effort.source),
             "dynamic": {**found, "training": history},
             "static": [self._baseline(share) for share in (run.target, 1.0)],
-            "speed": self._timed("speed", lambda: measures.speed(contenders, source, test, run.effort.pairs)),
+            "speed": self.stages.timed(
+                "speed", lambda: measures.speed(contenders, source, test, run.effort.pairs)
+            ),
             **(self._controls_of_exits(dyn, route) if dyn.exits else self._controls(dyn, route)),
-            "seconds": self.seconds,
+            "seconds": self.stages.seconds,
         }
 
     def _controls(self, dyn: dc.DynamicModel, route: dc.Route) -> dict[str, Any]:
         """Every uniform route, and the same routes for other images."""
         test, draws, seed = self.data.test, self.run.effort.draws, self.run.seed
         return {
-            "fixed": self._timed("fixed", lambda: measures.fixed(dyn, test)),
-            "random": self._timed("random", lambda: measures.random_routing(dyn, test, route, draws, seed)),
+            "fixed": self.stages.timed("fixed", lambda: measures.fixed(dyn, test)),
+            "random": self.stages.timed(
+                "random", lambda: measures.random_routing(dyn, test, route, draws, seed)
+            ),
         }
 
     def _controls_of_exits(self, dyn: dc.DynamicModel, route: dc.Route) -> dict[str, Any]:
         """Every exit for all, the same mix of exits for anybody, and what other thresholds would give."""
-        stages = self._timed("fixed", lambda: leaving.stages(dyn, self.data.test))
+        stages = self.stages.timed("fixed", lambda: leaving.stages(dyn, self.data.test))
         return {
             "fixed": stages,
             "random": leaving.blind(stages, leaving.left(dyn, route)),
-            "curve": self._timed("curve", lambda: leaving.curve(dyn, self.data)),
+            "curve": self.stages.timed("curve", lambda: leaving.curve(dyn, self.data)),
         }
 
     def _baseline(self, share: float) -> dict[str, Any]:
@@ -200,14 +197,8 @@ class Protocol:
             "epochs": epochs,
         }
 
-    def _timed(self, name: str, work: Callable[[], T]) -> T:
-        start = time.perf_counter()
-        done = work()
-        self.seconds[name] = round(time.perf_counter() - start, 1)
-        return done
 
-
-def _keep(net: nn.Module, path: Path) -> None:
+def _keep_weights(net: nn.Module, path: Path) -> None:
     """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".partial")
@@ -216,12 +207,7 @@ def _keep(net: nn.Module, path: Path) -> None:
 
 
 def execute(run: Run, data: Data, *, progress: bool = True) -> Path:
-    """One run on its share of the data; the path of its results.
-
-    A warning of collapsed gates is part of the results (`use`), and does not stop a run.
-    """
-    torch.manual_seed(run.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """One run on its share of the data; the path of its results."""
+    with quiet(run.seed):
         part = data if run.effort.samples is None else data.head(run.effort.samples)
         return Protocol(run, part, progress).execute()

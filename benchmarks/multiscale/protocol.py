@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from benchmarks.fashion.baselines import Training, accuracy, train
 from benchmarks.fashion.data import Data, Split, load
 from benchmarks.fashion.networks import SmallResNet
 from benchmarks.multiscale.scenes import BINS, SIDE, Drawn, Scenes, drawn, photographs, products
-from benchmarks.record import RESULTS, machine
+from benchmarks.record import RESULTS
+from benchmarks.stages import is_done, keep, quiet
 from dyncompile.latency import compare
 from dyncompile.train.calibrate import calibrate
 from dyncompile.train.phase import Batch, Optimization
@@ -76,24 +76,13 @@ class Network(nn.Module):
 def seed_results(seed: int, effort: Effort) -> dict[str, Any]:
     """Results of one seed, from its file where that is of this effort."""
     path = FOLDER / f"s{seed}.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found["effort"] == json.loads(json.dumps(asdict(effort))):
-            return found
-    start = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # collapse of the predictor is seen in the results
-        found = _Seed(seed, effort).execute()
-    content = {
-        "machine": machine(),
-        "seed": seed,
-        "effort": asdict(effort),
-        "spec": SPEC,
-        **found,
-        "cpu_seconds": round(time.process_time() - start, 1),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    if not is_done(path, effort):
+        start = time.process_time()
+        with quiet(seed):
+            found = _Seed(seed, effort).execute()
+        spent = round(time.process_time() - start, 1)
+        content = {"seed": seed, "effort": asdict(effort), "spec": SPEC, **found, "cpu_seconds": spent}
+        keep(path, content)
     return json.loads(path.read_text())
 
 
@@ -107,7 +96,6 @@ class _Seed:
 
     def execute(self) -> dict[str, Any]:
         """Train and measure."""
-        torch.manual_seed(self.seed)
         source = self._source()
         dyn = dc.dynamize(source, SPEC, torch.zeros(2, 1, SIDE, SIDE))
         history = self._fit(dyn)
@@ -133,7 +121,7 @@ class _Seed:
     def _source(self) -> nn.Module:
         effort, net = self.effort, Network()
         data = Data(self.products, self.validation.split, self.test.split)
-        asked = Training(effort.source, effort.rate, effort.batch, self.seed, 0)
+        asked = Training(effort.source, effort.rate, effort.batch, self.seed)
         train(net, data, asked, batches=self._scenes(effort.batch))
         return net.eval()
 

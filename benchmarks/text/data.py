@@ -9,7 +9,6 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from benchmarks.fashion.data import Split
+from benchmarks.fashion.data import Data, Split
 from benchmarks.text import files, mails
 from dyncompile.errors import DyncompileError
 
@@ -29,20 +28,12 @@ SIZES = {"test": 1000, "validation": 300, "train": 800}
 _SPLIT_SEED = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Training; validation (chooses epochs and thresholds); test (reported, chooses nothing).
+class Mails(Data):
+    """Every part holds words [N, 32] (token numbers, 0 pads) and labels [N]: 1 is spam."""
 
-    Every part holds words [N, 32] (token numbers, 0 pads) and labels [N]: 1 is spam.
-    """
-
-    train: Split
-    validation: Split
-    test: Split
-
-    def heads(self, train: int, validation: int, test: int) -> Data:
+    def heads(self, train: int, validation: int, test: int) -> Mails:
         """The first mails of every part, which are in random order."""
-        return Data(self.train.head(train), self.validation.head(validation), self.test.head(test))
+        return Mails(self.train.head(train), self.validation.head(validation), self.test.head(test))
 
     @property
     def training_set(self) -> TensorDataset:
@@ -50,14 +41,14 @@ class Data:
         return TensorDataset(self.train.images, self.train.labels)
 
 
-def load(tokenizer: Any, archive: Path | None = None) -> Data:
+def load(tokenizer: Any, archive: Path | None = None) -> Mails:
     """All three parts, the same in every run.
 
     Raises:
         DyncompileError: the package of e-mails is missing or damaged.
     """
     parts = split([mails.parse(file) for file in files.read(archive or files.locate())])
-    return Data(**{name: _tokenized(found, tokenizer) for name, found in parts.items()})
+    return Mails(**{name: _tokenized(found, tokenizer) for name, found in parts.items()})
 
 
 def split(found: Sequence[mails.Mail]) -> dict[str, list[mails.Mail]]:

@@ -9,31 +9,33 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import dyncompile as dc
 from benchmarks.fashion import measures
-from benchmarks.fashion.baselines import accuracy
+from benchmarks.fashion.baselines import Training, accuracy, train
 from benchmarks.fashion.progress import bar
-from benchmarks.record import RESULTS, machine
-from benchmarks.text.data import PER_GROUP, TOKENS, Data
+from benchmarks.record import RESULTS
+from benchmarks.stages import Stages, is_done, keep, quiet
+from benchmarks.text.data import PER_GROUP, TOKENS, Mails
 from benchmarks.text.methods import EFFORTS, METHODS, Effort, Method
-from benchmarks.text.network import LAYERS, Training, build, train
+from benchmarks.text.network import LAYERS, build
 from dyncompile.latency import compare
 from dyncompile.train import History
 
-T = TypeVar("T")
 WORK = Path(__file__).parents[2] / "out" / "text"
 BATCHES = (1, 32)
 _SINGLES = 16
+_CLIP = 1.0
+_DECAY = 0.01
 _NARROWED = 3
 """Layers of the static network that stands beside half of the MACs."""
 
@@ -70,17 +72,17 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether there are results of this effort."""
-        return self.result.is_file() and json.loads(self.result.read_text())["effort"] == asdict(self.effort)
+        return is_done(self.result, self.effort)
 
 
 @dataclass
 class Protocol:
-    """Carries out one run; `seconds` of CPU time fill up as its stages pass."""
+    """Carries out one run; its stages are timed by the CPU time that they take."""
 
     run: Run
-    data: Data
+    data: Mails
     progress: bool = True
-    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    stages: Stages = field(default_factory=lambda: Stages(time.process_time))
 
     def execute(self) -> Path:
         """Train, measure, write; returns the path of the results."""
@@ -90,16 +92,13 @@ class Protocol:
         _, of_long = self._static(LAYERS, run.effort.total)
         dyn, history = self._dynamic(source)
         content = {
-            "machine": machine(),
             **self._identity(),
             "source": of_source,
             "static": [of_small, of_long],
             **self._measured(dyn, history, {"static": small}, source),
-            "cpu_seconds": self.seconds,
+            "cpu_seconds": self.stages.seconds,
         }
-        run.result.parent.mkdir(parents=True, exist_ok=True)
-        run.result.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        return run.result
+        return keep(run.result, content)
 
     def _identity(self) -> dict[str, Any]:
         run, parts = self.run, {name: getattr(self.data, name) for name in ("train", "validation", "test")}
@@ -128,9 +127,11 @@ class Protocol:
         if facts.is_file():
             net.load_state_dict(safetensors.torch.load_file(weights))
             return net.eval(), json.loads(facts.read_text())
-        asked = Training(epochs, effort.rate, effort.batch, self.run.seed)
+        asked = Training(epochs, effort.rate, effort.batch, self.run.seed, decay=_DECAY, clip=_CLIP)
+        order = torch.Generator().manual_seed(self.run.seed)
+        batches = DataLoader(self.data.training_set, effort.batch, shuffle=True, generator=order)
         with bar(f"static, {layers} layers", shown=self.progress) as watch:
-            validation = self._timed(kept.name, lambda: train(net, self.data, asked, watch))
+            validation = self.stages.timed(kept.name, lambda: train(net, self.data, asked, watch, batches))
         kept.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(net.state_dict(), weights)
         found = {
@@ -148,7 +149,7 @@ class Protocol:
         """The model at its target, and what training says of validation and calibration."""
         run = self.run
         example = self.data.train.images[:2]
-        dyn = self._timed("dynamize", lambda: dc.dynamize(source, self._method.spec, example))
+        dyn = self.stages.timed("dynamize", lambda: dc.dynamize(source, self._method.spec, example))
         shared, own = self._method.recipes(run.effort, run.target)
         if shared.phases:
             self._fit(dyn, shared, f"{run.method}-shared")
@@ -159,7 +160,7 @@ class Protocol:
         }
 
     def _fit(self, dyn: dc.DynamicModel, recipe: Any, name: str) -> History:
-        return self._timed(
+        return self.stages.timed(
             name,
             lambda: dc.fit(
                 dyn,
@@ -180,15 +181,15 @@ class Protocol:
         self, dyn: dc.DynamicModel, history: dict[str, Any], others: dict[str, nn.Module], source: nn.Module
     ) -> dict[str, Any]:
         run, test = self.run, self.data.test
-        found, route = self._timed("test", lambda: measures.learned(dyn, test))
+        found, route = self.stages.timed("test", lambda: measures.learned(dyn, test))
         contenders = {"dynamic": dyn, "dynamic, deployed": dc.deploy(dyn), **others}
         return {
             "dynamic": {**found, "training": history},
-            "fixed": self._timed("fixed", lambda: measures.fixed(dyn, test)),
-            "random": self._timed(
+            "fixed": self.stages.timed("fixed", lambda: measures.fixed(dyn, test)),
+            "random": self.stages.timed(
                 "random", lambda: measures.random_routing(dyn, test, route, run.effort.draws, run.seed)
             ),
-            "speed": self._timed("speed", lambda: self._speed(contenders, source, run.effort.pairs)),
+            "speed": self.stages.timed("speed", lambda: self._speed(contenders, source, run.effort.pairs)),
         }
 
     @torch.inference_mode()
@@ -202,24 +203,13 @@ class Protocol:
                 found[f"{name}, batch {batch}"] = asdict(ratio)
         return found
 
-    def _timed(self, name: str, work: Callable[[], T]) -> T:
-        start = time.process_time()
-        done = work()
-        self.seconds[name] = round(time.process_time() - start, 1)
-        return done
-
 
 def _all(net: nn.Module, chunks: tuple[Tensor, ...]) -> list[Any]:
     return [net(words) for words in chunks]
 
 
-def execute(run: Run, data: Data, *, progress: bool = True) -> Path:
-    """One run on its share of the data; the path of its results.
-
-    A warning of collapsed gates is part of the results (`use`), and does not stop a run.
-    """
-    torch.manual_seed(run.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        effort = run.effort
+def execute(run: Run, data: Mails, *, progress: bool = True) -> Path:
+    """One run on its share of the data; the path of its results."""
+    effort = run.effort
+    with quiet(run.seed):
         return Protocol(run, data.heads(effort.train, effort.validation, effort.test), progress).execute()
