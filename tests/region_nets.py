@@ -239,6 +239,21 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class MaskedMean(nn.Module):
+    """Tokens -> a residual MLP -> the mean over those that a mask keeps -> classes: a sentence encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.stem, self.head = nn.Embedding(10, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        x = self.stem(self.embedding(words))
+        x = x + self.down(F.relu(self.up(x)))
+        kept = mask[..., None].to(x.dtype)
+        return self.head((x * kept).sum(1) / kept.sum(1).clamp(min=1e-9))
+
+
 class CrossAttention(nn.Module):
     """A masked encoder layer and a decoder layer that reads its result; one token mask per input."""
 

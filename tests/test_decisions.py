@@ -19,6 +19,7 @@ from dyncompile.runtime.rows import join_rows, merge_outputs, select_rows
 from dyncompile.zoo.randomization import randomize
 from tests import handmade, oracles
 from tests.oracles import narrowed, state_of
+from tests.region_nets import MaskedMean
 from tests.support import Make, Subject, columns, relative, same, subject
 
 SPEC = "dsnet(per=block, hidden=6, divisor=1, minimum=1)"
@@ -240,6 +241,16 @@ def test_rows_stay_apart_while_their_widths_differ() -> None:
         rows = [{name: one_hot[i : i + 1] for name, one_hot in route.items()} for i in range(4)]
         alone = [dyn.record(x[i : i + 1], policy=dc.Forced(row)).output for i, row in enumerate(rows)]
     assert relative(torch.cat(alone), together) < 1e-5
+
+
+def test_gates_stand_in_networks_that_pool_by_a_mask() -> None:
+    mask = (torch.arange(5) < torch.tensor([5, 3, 1, 4])[:, None]).long()
+    words = torch.randint(10, (4, 5), generator=torch.Generator().manual_seed(0))
+    net = randomize(MaskedMean()).eval()
+    inputs = {"words": words, "mask": mask}
+    dyn = dc.dynamize(net, "dsnet(hidden=6, divisor=1, minimum=1)", inputs).eval()
+    assert dyn.decision_macs > 0
+    assert dc.verify(dyn, net, inputs, routes=3).passed
 
 
 def test_rows_of_values_that_hold_several_positions_per_row() -> None:

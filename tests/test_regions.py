@@ -18,9 +18,21 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from dyncompile import zoo
-from dyncompile.analysis.regions import Branch, Regions, find_regions, stages
+from dyncompile.analysis.regions import Branch, Regions, find_regions
+from dyncompile.analysis.stages import stages
 from tests.nets import Net, cnns, transformer_nets
-from tests.region_nets import ACCEPTED, REFUSED, CrossAttention, Made, Residual, block, conv, exported, made
+from tests.region_nets import (
+    ACCEPTED,
+    REFUSED,
+    CrossAttention,
+    Made,
+    MaskedMean,
+    Residual,
+    block,
+    conv,
+    exported,
+    made,
+)
 
 aten = torch.ops.aten
 
@@ -224,6 +236,14 @@ def test_analysis_is_pure_and_repeatable() -> None:
     before = str(graph)
     assert find_regions(graph) == find_regions(graph)
     assert str(graph) == before
+
+
+def test_pooling_by_a_mask_does_not_hide_the_stream() -> None:
+    words, mask = torch.randint(10, (3, 5)), torch.ones(3, 5, dtype=torch.long)
+    graph = exported(MaskedMean(), (words, mask), {}, False).graph
+    assert find_regions(graph).trunk == (
+        *("words", "embedding", "linear", "add", "mul", "sum_1", "div", "linear_3"),
+    )
 
 
 def test_views_of_what_was_overwritten_stay_on_the_trunk() -> None:

@@ -119,3 +119,11 @@ def test_the_published_cost_term_is_a_hinge() -> None:
 def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(dc.SpecError):
         recipes.resolution(**wrong)  # pyright: ignore
+
+
+def test_the_predictor_alone_learns_what_sizes_are_worth() -> None:
+    recipe = recipes.resolution(pretrain_epochs=0, joint_epochs=0, gate_epochs=2)
+    (alone,) = recipe.phases
+    assert (alone.trains, list(alone.turns[0].terms)) == ("gates", ["gates"])
+    with pytest.raises(dc.SpecError, match="no phase trains the predictor"):
+        recipes.resolution(joint_epochs=0)

@@ -29,7 +29,7 @@ from dyncompile.train.calibrate import calibrate
 from dyncompile.train.phase import Batch, Optimization
 
 FOLDER = RESULTS / "multiscale"
-SPEC = "resolution(sizes=(32, 48), predictor=mobile, view=12)"
+SPEC = "resolution(sizes=(32, 48), predictor=mobile, view=24)"
 CHOICE = "resolution"
 
 
@@ -39,7 +39,8 @@ class Effort:
 
     Attributes:
         train, validation, test: scenes per part; training scenes are drawn anew in every epoch.
-        source, every, joint: epochs of the source, of all sizes together, and with the predictor.
+        source, every, joint, alone: epochs of the source, of all sizes together, of these with the predictor,
+            and of the predictor alone.
         rate: peak learning rate of the source; half of it afterwards. gates: the predictor's.
         target: share of MACs that joint training aims at. targets: shares that it is calibrated to.
         draws: random mixes. pairs: interleaved measurements of time.
@@ -50,7 +51,8 @@ class Effort:
     test: int = 4_000
     source: int = 4
     every: int = 4
-    joint: int = 3
+    joint: int = 0
+    alone: int = 4
     batch: int = 100
     rate: float = 1e-2
     gates: float = 3e-3
@@ -131,6 +133,7 @@ class _Seed:
             target=effort.target,
             pretrain_epochs=effort.every,
             joint_epochs=effort.joint,
+            gate_epochs=effort.alone,
             base=Optimization("adamw", rate=effort.rate / 2, decay=0.02),
             gates=Optimization("adamw", rate=effort.gates),
         )

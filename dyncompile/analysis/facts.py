@@ -16,7 +16,8 @@ from dyncompile.analysis.dims.dead import dead_dims
 from dyncompile.analysis.dims.facts import DimFacts, GraphDims, dim_facts
 from dyncompile.analysis.macs import MacsFacts, macs_facts
 from dyncompile.analysis.points import PointFacts, find_points
-from dyncompile.analysis.regions import Regions, find_regions, stages
+from dyncompile.analysis.regions import Regions, find_regions
+from dyncompile.analysis.stages import stages
 from dyncompile.program import Program
 from dyncompile.runtime.ops import DECISIONS, FOLDABLE
 

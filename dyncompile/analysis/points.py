@@ -157,9 +157,8 @@ def _spans(flow: Flow, types: Mapping[str, Type]) -> list[tuple[int, int]]:
 
 
 def gatherable(dims: TensorType) -> bool:
-    """Whether the rows of a tensor can be gathered: the batch is outermost in one axis, or in none."""
-    axes = [dim for dim in dims if BATCH in dim]
-    return not axes or (len(axes) == 1 and axes[0][0] == BATCH and axes[0].count(BATCH) == 1)
+    """Whether the rows of a tensor can be gathered: the batch is one factor of one axis, or of none."""
+    return [factor for dim in dims for factor in dim].count(BATCH) <= 1
 
 
 def _before(

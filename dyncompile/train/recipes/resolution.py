@@ -2,6 +2,8 @@
 
     pretrain   every image at every size, losses summed; no predictor
     joint      network and predictor together: task loss of the size that each image takes, and a cost term
+    gates      the predictor alone on a frozen network, told what each size is worth to an image (ours, left
+               out by default)
     end        batch-norm statistics are estimated anew at every size; the predictor is calibrated to the
                target where there is validation data
 
@@ -24,7 +26,7 @@ from dyncompile.train.budget import Budget
 from dyncompile.train.columns import check_share
 from dyncompile.train.objectives import TaskLoss
 from dyncompile.train.phase import Clock, Objective, Optimization, Phase, Recipe, Schedule, Turn
-from dyncompile.train.recipes.parts import Always
+from dyncompile.train.recipes.parts import Always, Supervision, gate_phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ def resolution(
     target: float | None = 0.6,
     pretrain_epochs: int = 5,
     joint_epochs: int = 5,
+    gate_epochs: int = 0,
+    supervision: Supervision = "worth",
     sizes: int = 3,
     choice: str = "resolution",
     smoothing: float = 0.0,
@@ -65,7 +69,10 @@ def resolution(
             leaves the cost to `budget`, and nothing is calibrated.
         pretrain_epochs: passes over the data at all sizes; a step takes as many passes forward and backward
             as there are sizes. 0 leaves the phase out.
-        joint_epochs: passes over the data at the sizes that the predictor picks.
+        joint_epochs: passes over the data at the sizes that the predictor picks. 0 leaves the phase out.
+        gate_epochs: passes over the data for the predictor alone, supervised as in `gate_phase`; with "worth"
+            a step takes a forward pass at every size. 0 leaves the phase out.
+        supervision: of these passes.
         sizes: how many the model has, the native one included.
         choice: the pass's name.
         smoothing: label smoothing of the task loss.
@@ -80,41 +87,52 @@ def resolution(
     """
     if target is not None:
         check_share(target)
-    if sizes < 2 or tau <= 0 or pretrain_epochs < 0:
+    epochs = {"pretrain": pretrain_epochs, "joint": joint_epochs, "gates": gate_epochs}
+    if sizes < 2 or tau <= 0 or min(epochs.values()) < 0:
         raise SpecError(
             "sizes is at least 2, a temperature positive, epochs at least 0, "
-            f"got sizes={sizes}, tau={tau}, pretrain_epochs={pretrain_epochs}"
+            f"got sizes={sizes}, tau={tau}, epochs={epochs}"
         )
+    if not joint_epochs + gate_epochs:
+        raise SpecError("no phase trains the predictor", fix="give joint_epochs or gate_epochs")
     loss = TaskLoss(smoothing=smoothing)
     base = base or Optimization("adamw", rate=1e-3, decay=1e-2)
     schedule = schedule or Schedule("cosine", warmup=0.1)
-    terms: dict[str, Objective] = {"task": loss}
-    if budget is not None or target is not None:
-        terms["budget"] = budget or Budget(target or 1.0)
-    joint = Phase(
-        name="joint",
-        turns=(Turn(Always(Learned(tau, hard=True, noise=noise)), terms),),
-        epochs=joint_epochs,
-        base=base,
-        gates=gates or Optimization("adamw", rate=1e-3),
-        schedule=schedule,
-        clip=clip,
-        recalibrate=True,
-    )
-    if not pretrain_epochs:
-        return Recipe("resolution", (joint,), "resolution", target)
-    every = (Turn(Column(choice, k, sizes), {f"size {k}": loss}) for k in reversed(range(sizes)))
-    first = Phase(
-        name="pretrain",
-        turns=tuple(every),
-        epochs=pretrain_epochs,
-        trains="base",
-        base=base,
-        schedule=schedule,
-        clip=clip,
-        recalibrate=True,
-    )
-    return Recipe("resolution", (first, joint), "resolution", target)
+    phases: list[Phase] = []
+    if pretrain_epochs:
+        every = (Turn(Column(choice, k, sizes), {f"size {k}": loss}) for k in reversed(range(sizes)))
+        first = Phase(
+            name="pretrain",
+            turns=tuple(every),
+            epochs=pretrain_epochs,
+            trains="base",
+            base=base,
+            schedule=schedule,
+            clip=clip,
+            recalibrate=True,
+        )
+        phases.append(first)
+    if joint_epochs:
+        terms: dict[str, Objective] = {"task": loss}
+        if budget is not None or target is not None:
+            terms["budget"] = budget or Budget(target or 1.0)
+        joint = Phase(
+            name="joint",
+            turns=(Turn(Always(Learned(tau, hard=True, noise=noise)), terms),),
+            epochs=joint_epochs,
+            base=base,
+            gates=gates or Optimization("adamw", rate=1e-3),
+            schedule=schedule,
+            clip=clip,
+            recalibrate=True,
+        )
+        phases.append(joint)
+    if gate_epochs:
+        alone = gate_phase(
+            epochs=gate_epochs, target=target, supervision=supervision, tau=tau, budget=budget, gates=gates
+        )
+        phases.append(alone)
+    return Recipe("resolution", tuple(phases), "resolution", target)
 
 
 RECIPES = (resolution,)
