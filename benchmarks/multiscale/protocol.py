@@ -29,7 +29,7 @@ from dyncompile.train.calibrate import calibrate
 from dyncompile.train.phase import Batch, Optimization
 
 FOLDER = RESULTS / "multiscale"
-SPEC = "resolution(sizes=(32, 48), predictor=mobile, view=24)"
+SPEC = "resolution(sizes=(32, 48), predictor=mobile, view=12)"
 CHOICE = "resolution"
 
 
