@@ -12,9 +12,10 @@ the quartiles of the ratios of CPU times within a round. Results are written aft
     memory     weights and the peak of live activations over those of the source
     compiled   full capacity with Inductor over the compiled source
 
-``python -m benchmarks.deployment --missing`` goes on where an earlier run was interrupted.
+``python -m benchmarks --missing deployment`` goes on where an earlier run was interrupted;
+``python -m benchmarks.deployment PATTERN`` measures some of the parts.
 """
 
-from benchmarks.deployment.sweep import compiled, run
+from benchmarks.deployment.sweep import compiled, compiled_missing, missing, run
 
-__all__ = ["compiled", "run"]
+__all__ = ["compiled", "compiled_missing", "missing", "run"]

@@ -16,9 +16,9 @@ from benchmarks.deployment.timing import over, quartiles, times
 from benchmarks.twins import agree
 
 Found = Mapping[str, Any]
-FULL_ROUNDS = {1: 9, 8: 5}
-WIDTH_ROUNDS = 9
-MIXED_ROUNDS = {32: 5, 128: 3}
+FULL_ROUNDS = {1: 9, 8: 3}
+WIDTH_ROUNDS = 7
+MIXED_ROUNDS = {32: 4, 128: 2}
 KINDS = ("specialized", "forced", "packed", "gated")
 
 

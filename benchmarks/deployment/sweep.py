@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,26 +10,29 @@ import torch
 
 from benchmarks.deployment import parts
 from benchmarks.deployment.subject import METHOD, Subject
-from benchmarks.record import RESULTS, write
+from benchmarks.record import read, write
 
 WIDTHS = (
     "torchvision:resnet50",
     "torchvision:mobilenet_v2",
     "timm:vit_small_patch16_224",
-    "timm:vit_base_patch16_224",
     "hf:BertForSequenceClassification",
 )
-FULL = (*WIDTHS, "torchvision:swin_t")
-LONG = ("timm:vit_base_patch16_224",)
-"""Batches of 128 take them most of an hour."""
+"""Those whose static networks `benchmarks.twins` builds by hand."""
+FULL = (*WIDTHS, "torchvision:swin_t", "timm:vit_base_patch16_224")
 COMPILED = ("torchvision:resnet50", "timm:vit_small_patch16_224")
 MEANING = "ratios of CPU times within rounds, see benchmarks/deployment"
-Results = dict[str, dict[str, Any]]
 
 
 def run() -> dict[str, Any]:
     """Measure all parts of all models anew; figures per line."""
     return sweep(planned())
+
+
+def missing() -> dict[str, Any]:
+    """Measure what has no results yet."""
+    known = read("deployment", "models")
+    return sweep((model, part) for model, part in planned() if part not in known.get(model, {}))
 
 
 def planned() -> list[tuple[str, str]]:
@@ -39,13 +41,13 @@ def planned() -> list[tuple[str, str]]:
 
 
 def _applies(model: str, part: str) -> bool:
-    return part.startswith("full") or (model in WIDTHS and not (part.endswith("128") and model in LONG))
+    return part.startswith("full") or model in WIDTHS
 
 
 def sweep(wanted: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Measure these, and keep the other results that there are."""
     _quiet()
-    found, subject = read(), Subject("")
+    found, subject = read("deployment", "models"), Subject("")
     for model, part in wanted:
         if model != subject.name:
             subject.forget()
@@ -55,17 +57,20 @@ def sweep(wanted: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return lines(found)
 
 
-def read() -> Results:
-    """Model -> part -> what was found, so far."""
-    path = RESULTS / "deployment.json"
-    return json.loads(path.read_text())["models"] if path.exists() else {}
-
-
 def compiled() -> dict[str, Any]:
     """Deployed with inductor at full capacity over the compiled source; takes minutes of compiling."""
+    return _compiled(COMPILED)
+
+
+def compiled_missing() -> dict[str, Any]:
+    """The same for models without results."""
+    return _compiled([model for model in COMPILED if model not in read("deployment_compiled", "models")])
+
+
+def _compiled(models: Iterable[str]) -> dict[str, Any]:
     _quiet()
-    found: Results = {}
-    for model in COMPILED:
+    found = read("deployment_compiled", "models")
+    for model in models:
         found[model] = {"full, batch 1": dict(parts.compiled(Subject(model)))}
         write("deployment_compiled", {"models": found, "meaning": MEANING, "method": METHOD})
     return lines(found)
