@@ -277,6 +277,19 @@ def test_shared_weights_are_views(make: Make) -> None:
     assert any(tensor.numel() < tensor.untyped_storage().nbytes() // 4 for tensor in floats)
 
 
+def test_weights_are_gathered_right_before_their_use() -> None:
+    """A whole network's at once would be much new memory at every run."""
+    dyn = made(handmade.vit, HALVES)
+    decisions = {c.name: decision_of(torch.tensor([c.smallest])) for c in dyn.choices.values()}
+    found = fold_some(dyn.program.graphs["eval"], decisions, state_tensors(dyn.program.state), gathers=True)
+    order = list(found.graph.nodes)
+    gathers = [node for node in order if node.target is torch.ops.aten.index_select.default]
+    assert len(gathers) > 2
+    for node in gathers:
+        behind = order[order.index(node) + 1 :]
+        assert next(one for one in behind if one not in gathers) in node.users
+
+
 def test_new_weights_and_dtypes_reach_what_was_made() -> None:
     (x,) = subject(handmade.resnet).args
     fast = dc.deploy(made(handmade.resnet, HALVES), memory="packed")

@@ -73,13 +73,16 @@ def fold_some(
         decisions: what is settled, by choice.
         tensors: the state by name. Narrowed parts of it are views where they are leading ones.
         keeps_policy: the result takes the policy as its first input, whether or not it asks it.
-        gathers: positions of state that are not the leading ones are gathered at each run, not now: then
-            nothing that `state` holds is a copy of a tensor.
+        gathers: positions of state that are not the leading ones are gathered at each run, not now, right
+            before they are needed: then nothing that `state` holds is a copy of a tensor, and few copies
+            live at a time.
     """
     folder = _Folder(source, decisions, tensors, keeps_policy, gathers)
     for node in source.nodes:
         folder.visit(node)
     folder.name_described()
+    if gathers:
+        _sink(folder.graph)
     folder.graph.eliminate_dead_code(lambda node: node.target is ops.decide or node.is_impure())
     folder.graph.lint()
     return Folded(folder.graph, folder.state, folder.ways)
@@ -357,6 +360,22 @@ class _Folder:
         self._last_read.meta = {key: value for key, value in node.meta.items() if key != "val"}
         self._last_read.meta["val"] = self._known[node]
         return self._last_read
+
+
+def _sink(graph: fx.Graph) -> None:
+    """Compute what follows from the state alone right before its first use, not at the graph's beginning.
+
+    All gathered weights of a network at once would be much memory, and new at every run.
+    """
+    derived: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        read = node.all_input_nodes
+        known = bool(read) and all(one.op == "get_attr" or one in derived for one in read)
+        if known and node.op == "call_function":
+            derived[node] = None
+    for node in reversed(derived):
+        if node.users:
+            min(node.users).prepend(node)
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
