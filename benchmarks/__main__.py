@@ -1,4 +1,8 @@
-"""``python -m benchmarks [NAME ...]``: run benchmarks, print figures, write ``benchmarks/results/*.json``."""
+"""``python -m benchmarks [--missing] [NAME ...]``: run benchmarks, print figures, write their results.
+
+These are ``benchmarks/results/*.json``. With ``--missing``, benchmarks that can go on from the results that
+there are do; without a name these alone run then.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +54,26 @@ LONG: Mapping[str, Callable[[], dict[str, Any]]] = {
     "multiscale": multiscale.run,
 }
 """Run by name only: they need other packages, data, or an hour."""
+MISSING: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "deployment": deployment.missing,
+    "deployment_compiled": deployment.compiled_missing,
+    "export": export.missing,
+    "latency": latency.missing,
+}
+"""How a benchmark goes on from the results that there are."""
 
 
 def main(names: list[str]) -> int:
     """Run the named benchmarks, without a name all that are not long. Returns the exit status."""
-    known = {**BENCHMARKS, **LONG}
+    only_missing = "--missing" in names
+    names = [name for name in names if name != "--missing"] or list(MISSING if only_missing else BENCHMARKS)
+    known = {**BENCHMARKS, **LONG, **(MISSING if only_missing else {})}
     unknown = sorted(set(names) - set(known))
     console = Console()
     if unknown:
         console.print(f"no benchmark is named {', '.join(unknown)}; there are {', '.join(known)}")
         return 2
-    for name in track(names or list(BENCHMARKS), description="benchmarks", console=Console(stderr=True)):
+    for name in track(names, description="benchmarks", console=Console(stderr=True)):
         console.rule(name)
         for label, figure in known[name]().items():
             console.print(f"{label}: {figure}", highlight=False)

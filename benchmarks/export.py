@@ -12,7 +12,7 @@ import importlib
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import dyncompile as dc
-from benchmarks.record import write
+from benchmarks.record import read, write
 from dyncompile import zoo
 from dyncompile.latency import compare
 
@@ -42,13 +42,24 @@ FAR = 100.0
 
 def run() -> dict[str, Any]:
     """For every model: bytes, differences, and the time of all dropped over that of all kept."""
+    return sweep(MODELS)
+
+
+def missing() -> dict[str, Any]:
+    """The same for models without results."""
+    known = read("export", "models")
+    return sweep([(name, method) for name, method in MODELS if f"{name} {method}" not in known])
+
+
+def sweep(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Measure these, and keep the other results that there are."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    results: dict[str, Any] = {}
+    results = read("export", "models")
     meaning = (
         "ONNX Runtime, batch 1, one thread: time with all dropped over time with all kept, and MACs alike"
     )
-    for name, method in MODELS:
+    for name, method in wanted:
         results[f"{name} {method}"] = measure(name, method)
         write("export", {"models": results, "meaning": meaning})
     return {

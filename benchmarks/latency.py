@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, fx
 
 import dyncompile as dc
-from benchmarks.record import write
+from benchmarks.record import read, write
 from dyncompile import zoo
 from dyncompile.latency import Latency, ProcessClock, Ratio, compare
 
 MODELS = {"torchvision:resnet18": 4, "torchvision:resnet50": 1, "timm:vit_small_patch16_224": 1}
 """Specification -> rows of the larger batch; 1 has no other."""
 METHODS = ("dsnet(per='stage')", "lcnet(channels=False)")
+PLAN = tuple((model, method) for model in MODELS for method in METHODS)
 ROUTES, PAIRS, ROUNDS = 12, 5, 7
 
 
@@ -48,14 +49,24 @@ class _Subject:
 
 def run() -> dict[str, Any]:
     """Quartiles of the errors per model, method and kind of batch; written after every model."""
+    return sweep(PLAN)
+
+
+def missing() -> dict[str, Any]:
+    """The same for models and methods without results."""
+    known = read("latency", "rows")
+    return sweep([one for one in PLAN if not any(row.startswith(" ".join(one)) for row in known)])
+
+
+def sweep(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Measure these models with these methods, and keep the other results that there are."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    results: dict[str, Any] = {}
-    for model, batch in MODELS.items():
-        for method in METHODS:
-            for kind, found in measure(model, method, batch):
-                results[f"{model} {method}, {kind}"] = found
-        meaning = "relative errors of predicted shares of the source's time (CPU time, one thread)"
+    results = read("latency", "rows")
+    meaning = "relative errors of predicted shares of the source's time (CPU time, one thread)"
+    for model, method in wanted:
+        for kind, found in measure(model, method, MODELS[model]):
+            results[f"{model} {method}, {kind}"] = found
         write("latency", {"rows": results, "meaning": meaning})
     return {name: told(found) for name, found in results.items()}
 

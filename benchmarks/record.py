@@ -24,6 +24,12 @@ def machine() -> dict[str, Any]:
     }
 
 
+def read(name: str, key: str) -> dict[str, Any]:
+    """What ``results/NAME.json`` holds under `key` so far."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())[key] if path.exists() else {}
+
+
 def write(name: str, content: dict[str, Any]) -> Path:
     """Write ``results/NAME.json`` with the machine's facts; returns its path."""
     RESULTS.mkdir(exist_ok=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 def twin(source: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """A network of the source's classes whose layers have the shapes of `state`, with these weights.
 
-    Knows convolutions (plain, grouped and depthwise), batch norms, linear layers, and timm's attention, whose
-    number of heads follows from its projection.
+    Knows convolutions (plain, grouped and depthwise), batch norms, linear layers, and the attention of timm
+    and of BERT, whose number of heads follows from its projections.
     """
     made = copy.deepcopy(source).eval()
     for name, module in list(made.named_modules()):
@@ -25,6 +27,8 @@ def twin(source: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     for module in made.modules():
         if hasattr(module, "num_heads") and hasattr(module, "qkv"):
             _set_heads(module)
+        elif hasattr(module, "num_attention_heads") and hasattr(module, "query"):
+            _set_query_heads(module)
     missing = made.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys, missing.unexpected_keys
     left = [key for key in missing.missing_keys if not key.endswith("num_batches_tracked")]
@@ -58,8 +62,14 @@ def _set_heads(attention: Any) -> None:
     attention.attn_dim = attention.num_heads * attention.head_dim
 
 
-def agree(one: nn.Module, other: nn.Module, x: Tensor) -> float:
-    """Largest absolute difference of two networks' outputs over the largest magnitude."""
+def _set_query_heads(attention: Any) -> None:
+    """Let BERT's attention split what its projections give."""
+    attention.all_head_size = attention.query.out_features
+    attention.num_attention_heads = attention.all_head_size // attention.attention_head_size
+
+
+def agree(one: Callable[[], Any], other: Callable[[], Any]) -> float:
+    """Largest absolute difference of two networks' first outputs over the largest magnitude."""
     with torch.inference_mode():
-        first, second = one(x), other(x)
+        first, second = (pytree.tree_leaves(run())[0] for run in (one, other))
     return float((first - second).abs().max() / first.abs().max())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -43,15 +44,8 @@ def replace_files(directory: Path, fill: Callable[[Path], object]) -> None:
     finish_replacing(directory)
     for stale in directory.glob(f"{ASIDE}{NEXT}.*"):
         shutil.rmtree(stale)
-    aside = aside_directory(directory / NEXT)
-    try:
+    with new_directory(directory / NEXT) as aside:
         fill(aside)
-        for path in aside.iterdir():
-            _flush(path)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    publish_directory(aside, directory / NEXT)
     finish_replacing(directory)
 
 
@@ -69,6 +63,24 @@ def current(directory: Path, name: str) -> Path:
     """Where a file of `directory` lies, also while its replacement is under way."""
     coming = directory / NEXT / name
     return coming if coming.exists() else directory / name
+
+
+@contextmanager
+def new_directory(path: Path) -> Generator[Path]:
+    """A directory aside, which gets its name and is flushed at the end; an error leaves nothing behind.
+
+    Args:
+        path: must not exist; its parent must. Files in the directory are flushed, deeper ones are not.
+    """
+    aside = aside_directory(path)
+    try:
+        yield aside
+        for file in aside.iterdir():
+            _flush(file)
+        publish_directory(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def aside_directory(path: Path) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.errors import RouteError, SpecError
@@ -63,12 +64,22 @@ class Selection:
 
     def kept(self, probabilities: Tensor) -> Tensor:
         """Weights [B, width] of probabilities [B, width]: 0 where nothing is kept, renormalized elsewhere."""
-        order = probabilities.sort(dim=1, descending=True, stable=True).indices
-        stays = (probabilities >= self.threshold).scatter(1, order[:, :1], True)
+        ranks = _ranks(probabilities)
+        stays = (probabilities >= self.threshold) | (ranks == 0)
         if self.top:
-            stays = stays.scatter(1, order[:, self.top :], False)
+            stays = stays & (ranks < self.top)
         left = probabilities * stays
         return left / left.sum(1, keepdim=True)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """How many columns of its row each of `values` [B, width] comes after, the first of equals first.
+
+    Comparisons only: exported programs have no stable sort.
+    """
+    at = torch.arange(values.shape[1], device=values.device)
+    one, other = values[:, :, None], values[:, None, :]
+    return ((other > one) | ((other == one) & (at < at[:, None]))).sum(2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from dyncompile.deploy.buckets import upward
 from dyncompile.deploy.fold import fold_some
 from dyncompile.errors import DyncompileError, SpecError
 from dyncompile.program import Choice
+from dyncompile.runtime import ops
+from dyncompile.runtime.compiled import bind_graph
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import decision_of
 from dyncompile.state import state_tensors
@@ -144,6 +146,34 @@ def test_what_is_no_argument_is_refused(arguments: dict[str, Any]) -> None:
         dc.deploy(made(handmade.resnet, "lcnet"), **arguments)
 
 
+@pytest.mark.parametrize("asked_first", [True, False])
+def test_asking_a_tensor_for_its_dtype_gives_it_no_name(asked_first: bool) -> None:
+    """Wherever the question stands, what is narrowed keeps the source's name and is the only tensor."""
+    graph = fx.Graph()
+    policy, x, weight = graph.placeholder("policy"), graph.placeholder("x"), graph.get_attr("weight")
+    weight.meta["val"] = torch.ones(4)
+    decision = graph.call_function(ops.decide, (policy, "width"))
+    parts: dict[str, fx.Node] = {}
+
+    def ask() -> None:
+        parts["dtype"] = graph.call_function(getattr, (weight, "dtype"))
+
+    def narrow() -> None:
+        parts["size"] = graph.call_function(ops.extent, (decision, (2, 4)))
+        parts["part"] = graph.call_function(ops.prefix, (weight, (parts["size"],)))
+
+    for step in (ask, narrow) if asked_first else (narrow, ask):
+        step()
+    cast = graph.call_function(torch.ops.aten.to.dtype, (x, parts["dtype"]))
+    graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (cast, parts["part"])),))
+    whole = torch.arange(4.0)
+    found = fold_some(graph, {"width": decision_of(torch.tensor([[1.0, 0.0]]))}, {"weight": whole})
+    assert {name: tensor.tolist() for name, tensor in found.state.items()} == {"weight": [0.0, 1.0]}
+    (output,) = bind_graph(found.graph, "test", found.state)(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    assert output.dtype == torch.float32
+    assert output.tolist() == [0.0, 4.0]
+
+
 # -- any routes ---------------------------------------------------------------------------------------------
 
 
@@ -245,6 +275,19 @@ def test_shared_weights_are_views(make: Make) -> None:
     floats = [tensor for tensor in found.state.values() if tensor.is_floating_point()]
     assert all(tensor.untyped_storage().data_ptr() in own for tensor in floats)
     assert any(tensor.numel() < tensor.untyped_storage().nbytes() // 4 for tensor in floats)
+
+
+def test_weights_are_gathered_right_before_their_use() -> None:
+    """A whole network's at once would be much new memory at every run."""
+    dyn = made(handmade.vit, HALVES)
+    decisions = {c.name: decision_of(torch.tensor([c.smallest])) for c in dyn.choices.values()}
+    found = fold_some(dyn.program.graphs["eval"], decisions, state_tensors(dyn.program.state), gathers=True)
+    order = list(found.graph.nodes)
+    gathers = [node for node in order if node.target is torch.ops.aten.index_select.default]
+    assert len(gathers) > 2
+    for node in gathers:
+        behind = order[order.index(node) + 1 :]
+        assert next(one for one in behind if one not in gathers) in node.users
 
 
 def test_new_weights_and_dtypes_reach_what_was_made() -> None:

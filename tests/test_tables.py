@@ -147,7 +147,7 @@ def test_deployed_models(tmp_path: Path) -> None:
     row = dict.fromkeys(("specialized", "forced", "packed", "gated", "real"), RATIO) | {"macs": 0.25}
     rows = {
         "full, batch 8": RATIO,
-        "width 0.5, batch 1": row,
+        "width, batch 1": {"0.5": row},
         "mixed, batch 32": {"shared": RATIO, "packed": RATIO},
     }
     lines = rendered("deployment", {"models": {"timm:x": rows}}, tmp_path)

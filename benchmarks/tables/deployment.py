@@ -28,7 +28,7 @@ def render(results: Path) -> str:
     mixed = table(("mixed widths: ideal time over real", "shared weights", "packed"), _mixed(models))
     note = (
         "Ratios of CPU times within rounds: medians ± half the distance of the quartiles. Static: a network "
-        "of that width, built by hand. Ideal: the static networks on their shares of the batch."
+        "of that width, built by hand. Ideal: the static networks, each on its own rows."
     )
     widths = table(heads, _widths(models))
     return block(full, widths, mixed, note, source("python -m benchmarks deployment", found))
@@ -37,10 +37,12 @@ def render(results: Path) -> str:
 def _widths(models: dict[str, Any]) -> Iterable[tuple[str, ...]]:
     for model, rows in models.items():
         for label, one in rows.items():
-            if label.startswith("width "):
-                ratios = (times(one[kind]) for kind in _KINDS)
-                width = label.removeprefix("width ")
-                yield f"{short(model)}, {width}", percent(one["macs"], 1), times(one["real"]), *ratios
+            if label.startswith("width, "):
+                where = label.removeprefix("width, ")
+                for width, row in one.items():
+                    ratios = (times(row[kind]) for kind in _KINDS)
+                    at = f"{short(model)}, {width}, {where}"
+                    yield at, percent(row["macs"], 1), times(row["real"]), *ratios
 
 
 def _mixed(models: dict[str, Any]) -> Iterable[tuple[str, ...]]:

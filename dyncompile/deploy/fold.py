@@ -73,12 +73,16 @@ def fold_some(
         decisions: what is settled, by choice.
         tensors: the state by name. Narrowed parts of it are views where they are leading ones.
         keeps_policy: the result takes the policy as its first input, whether or not it asks it.
-        gathers: positions of state that are not the leading ones are gathered at each run, not now: then
-            nothing that `state` holds is a copy of a tensor.
+        gathers: positions of state that are not the leading ones are gathered at each run, not now, right
+            before they are needed: then nothing that `state` holds is a copy of a tensor, and few copies
+            live at a time.
     """
     folder = _Folder(source, decisions, tensors, keeps_policy, gathers)
     for node in source.nodes:
         folder.visit(node)
+    folder.name_described()
+    if gathers:
+        _sink(folder.graph)
     folder.graph.eliminate_dead_code(lambda node: node.target is ops.decide or node.is_impure())
     folder.graph.lint()
     return Folded(folder.graph, folder.state, folder.ways)
@@ -122,7 +126,7 @@ class _Folder:
         self.graph = fx.Graph()
         self.state: dict[str, Tensor] = {}
         self.ways: dict[str, Way] = {}
-        self._described = set[str]()
+        self._described: list[tuple[fx.Node, fx.Node]] = []
 
     def visit(self, node: fx.Node) -> None:
         if node in self._left_out:
@@ -158,7 +162,8 @@ class _Folder:
         is_policy = node.op == "placeholder" and node.target == POLICY
         if node.target is ops.put or (is_policy and not self._keeps_policy):
             return
-        new = self._static[node] = self.graph.node_copy(node, self._operand)
+        operand = self._described_operand if node.target is getattr else self._operand
+        new = self._static[node] = self.graph.node_copy(node, operand)
         new.meta = dict(node.meta)
         if node.op == "placeholder":
             self._last_read = new
@@ -318,27 +323,34 @@ class _Folder:
             return value
         name = self._name(node, value)
         self._static[node] = self._read(name, node)
-        if not self._is_described(node):
-            self._described.discard(name)
-        elif name in self.state:
-            return self._static[node]
-        else:
-            self._described.add(name)
         self.state[name], self.ways[name] = value, self._ways.get(node, ())
         return self._static[node]
 
-    def _is_described(self, node: fx.Node) -> bool:
-        """Whether a tensor is only asked for its dtype or device, which any part of it has."""
-        return all(user.target is getattr or user in self._known for user in node.users)
+    def _described_operand(self, node: fx.Node) -> Any:
+        """The same where only dtype or device are asked for, which any part of a tensor has."""
+        if node in self._static or not isinstance(self._known[node], Tensor):
+            return self._operand(node)
+        read = self._read(self._own_name(node), node)
+        self._described.append((read, node))
+        return read
+
+    def name_described(self) -> None:
+        """Let such reads find their tensors: what else is read by that name, if anything is."""
+        for read, node in self._described:
+            name = str(read.target)
+            if name not in self.state:
+                self.state[name], self.ways[name] = self._known[node], self._ways.get(node, ())
+            read.meta["val"] = self.state[name]
 
     def _name(self, node: fx.Node, value: Tensor) -> str:
         """The name of a tensor that the static graph reads: the source's, unless that stands for another."""
-        name = self._names.get(node, f"{STATE_PREFIX}.constants.{node.name}")
-        if self._is_described(node):
-            return name
-        while name in self.state and name not in self._described and not _is_same(self.state[name], value):
+        name = self._own_name(node)
+        while name in self.state and not _is_same(self.state[name], value):
             name += "_"
         return name
+
+    def _own_name(self, node: fx.Node) -> str:
+        return self._names.get(node, f"{STATE_PREFIX}.constants.{node.name}")
 
     def _read(self, name: str, node: fx.Node) -> fx.Node:
         """A state read after the inputs and the reads before it."""
@@ -348,6 +360,22 @@ class _Folder:
         self._last_read.meta = {key: value for key, value in node.meta.items() if key != "val"}
         self._last_read.meta["val"] = self._known[node]
         return self._last_read
+
+
+def _sink(graph: fx.Graph) -> None:
+    """Compute what follows from the state alone right before its first use, not at the graph's beginning.
+
+    All gathered weights of a network at once would be much memory, and new at every run.
+    """
+    derived: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        read = node.all_input_nodes
+        known = bool(read) and all(one.op == "get_attr" or one in derived for one in read)
+        if known and node.op == "call_function":
+            derived[node] = None
+    for node in reversed(derived):
+        if node.users:
+            min(node.users).prepend(node)
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from dyncompile.deploy.exports.samples import (
 from dyncompile.deploy.exports.static import Written, write_static
 from dyncompile.deploy.specialize import specialize
 from dyncompile.errors import DyncompileError, SpecError
-from dyncompile.files import aside_directory, publish_directory
+from dyncompile.files import new_directory
 from dyncompile.policies import Policy
 from dyncompile.program import Choice, Domain
 from dyncompile.runtime.model import DynamicModel
@@ -59,14 +58,9 @@ def write_bundle(dyn: DynamicModel, policy: Policy, samples: list[Any], path: Pa
         raise DyncompileError("a bundle is a new folder, and this exists", where=str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = aside_directory(path)
-        try:
+        with new_directory(path) as aside:
             apart = _fill(dyn, policy, samples, choices, aside)
             size = sum(file.stat().st_size for file in aside.iterdir())
-            publish_directory(aside, path)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
     except OSError as error:
         raise DyncompileError(f"the bundle cannot be written: {error}", where=str(path)) from None
     return Written(path, size, apart)
