@@ -141,7 +141,7 @@ def test_narrowing_pays_where_it_saves_more_than_gathers_cost(
     positions: int, rows: int, share: float, narrows: bool
 ) -> None:
     work = Work(((positions * 256.0 * 256, ("d",)),), ((256.0 * 256, ("d",)),))
-    assert work.narrows(Costs(), rows, share) == narrows
+    assert (rows * (1 - share) / share >= work.pays(Costs())) == narrows
 
 
 def grouping(costs: Costs, moved: int = 0) -> Grouping:

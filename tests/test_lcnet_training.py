@@ -70,6 +70,12 @@ def samples(count: int = 300) -> list[Batch]:
     return [Batch((part,), {}, None) for part in x.split(130)]
 
 
+def samples_of(count: int) -> TensorDataset:
+    """The same points with labels that nothing depends on."""
+    x = torch.cat([batch.args[0] for batch in samples(count)])
+    return TensorDataset(x, torch.zeros(count, dtype=torch.int64))
+
+
 @torch.no_grad()
 def mean_share(dyn: dc.DynamicModel) -> float:
     macs = [dyn.macs(dyn.eval().record(*b.args, policy=dc.Learned()).route) for b in samples()]
@@ -162,16 +168,18 @@ def test_wide_choices_are_counted_and_written() -> None:
 
 
 def test_lcnet_is_gates_and_then_all() -> None:
-    recipe = recipes.lcnet(target=0.4, gate_epochs=2, joint_epochs=7, ramp=0.3)
+    recipe = recipes.lcnet(target=0.4, gate_epochs=2, joint_epochs=7, ramp=0.3, quiet=0.25)
     assert (recipe.name, recipe.method, recipe.target) == ("lcnet", "lcnet", 0.4)
     first, second = recipe.phases
     assert (first.trains, first.epochs, first.frozen_norms, first.recalibrate) == ("gates", 2, True, False)
     assert (second.trains, second.epochs, second.frozen_norms, second.recalibrate) == ("all", 7, False, True)
     assert second.average is None
     costs = [Budget(0.7, ramp=0.3), Budget(0.4, ramp=0.3, start=0.7)]
-    for phase, cost in zip(recipe.phases, costs, strict=True):
+    for phase, cost in zip((first, second), costs, strict=True):
         (turn,) = phase.turns
         assert turn.policy(Clock(0, 1, 0)) == Learned(noise=True)
+        assert turn.policy(Clock(74, 100, 0)) == Learned(noise=True)
+        assert turn.policy(Clock(75, 100, 0)) == Learned(noise=phase is first)
         assert dict(turn.terms) == {"task": TaskLoss(), "budget": cost}
 
 
@@ -204,6 +212,7 @@ def test_terms_of_lcnet() -> None:
         ({"consistency": 0.1}, "no view is given"),
         ({"rates": 2.0}, "all: 2.0"),
         ({"ramp": 2.0}, "ramp"),
+        ({"quiet": 1.5}, "quiet=1.5"),
         ({"gate_epochs": 0}, "at least one epoch"),
     ],
 )
@@ -247,6 +256,31 @@ def test_lcnet_trains_layers_and_channels_to_its_target(spec: str, settings: dic
     assert float((record.output.argmax(1) == y).float().mean()) > 0.8
     share = float((dyn.macs(record.route).mean() + dyn.decision_macs) / dyn.static_macs)
     assert share == pytest.approx(0.6, rel=0.15)
+
+
+def test_a_target_below_what_skipping_all_costs_is_refused_before_training() -> None:
+    dyn = copy.deepcopy(_made("lcnet(channels=False)", 4))
+    nothing = {name: torch.zeros(1, choice.width) for name, choice in dyn.choices.items()}
+    least = float(dyn.macs(nothing)[0] + dyn.decision_macs) / dyn.static_macs
+    before, asked = snapshot(dyn), []
+
+    def watch(update: object) -> None:
+        asked.append(update)
+
+    with pytest.raises(dc.SpecError, match=f"the target of {least / 2:.1%} .*smallest route's {least:.1%}"):
+        fit(dyn, recipes.lcnet(target=least / 2), discs(64, 0), discs(64, 1), progress=watch)
+    assert not asked
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(dyn).items())
+
+
+def test_calibration_from_afar_is_said() -> None:
+    dyn = gated()
+    turn, at_rest = Turn(lambda clock: Learned(), {"task": TaskLoss()}), Optimization(rate=0.0)
+    still = Phase("gates", (turn,), 1, trains="gates", gates=at_rest, frozen_norms=True)
+    share = mean_share(dyn)
+    with pytest.warns(UserWarning, match=f"ended at {share:.1%} .*and {0.6 * share:.1%} are asked"):
+        fit(dyn, Recipe("test", (still,), target=0.6 * share), discs(64, 0), samples_of(300), progress=False)
+    fit(gated(), Recipe("test", (still,), target=share), discs(64, 0), samples_of(300), progress=False)
 
 
 def test_the_teacher_of_consistency_sees_the_samples_as_loaded() -> None:

@@ -3,7 +3,7 @@
 from dyncompile.latency.clocks import Clock, EventClock, ProcessClock, WallClock
 from dyncompile.latency.model import Latency
 from dyncompile.latency.profiling import Finding, Profile, profile
-from dyncompile.latency.ratios import Comparison, Ratio, compare
+from dyncompile.latency.ratios import Comparison, Ratio, Times, compare, time_in_turns
 
 __all__ = [
     "Clock",
@@ -14,7 +14,9 @@ __all__ = [
     "ProcessClock",
     "Profile",
     "Ratio",
+    "Times",
     "WallClock",
     "compare",
     "profile",
+    "time_in_turns",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _WARM_UP = 3
@@ -41,21 +41,41 @@ class Comparison:
     pairs: int
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Wall and CPU seconds of one function, round by round."""
+
+    wall: list[float]
+    cpu: list[float]
+
+    def over(self, reference: Times) -> Comparison:
+        """By ratios within rounds."""
+        wall, cpu = (
+            Ratio.of([a / b for a, b in zip(own, base, strict=True)])
+            for own, base in ((self.wall, reference.wall), (self.cpu, reference.cpu))
+        )
+        return Comparison(wall, cpu, len(self.cpu))
+
+
+def time_in_turns(
+    runs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = _WARM_UP
+) -> dict[str, Times]:
+    """Time functions one after the other, round by round; every other round runs in the opposite order."""
+    found = {name: Times([], []) for name in runs}
+    order = [*runs]
+    for turn in range(-warm_up, rounds):
+        for name in order[::-1] if turn % 2 else order:
+            wall, cpu = _timed(runs[name])
+            if turn >= 0:
+                found[name].wall.append(wall)
+                found[name].cpu.append(cpu)
+    return found
+
+
 def compare(run: Callable[[], object], reference: Callable[[], object], pairs: int) -> Comparison:
     """Time `run` against `reference` in interleaved pairs; which one goes first alternates."""
-    for _ in range(_WARM_UP):
-        run()
-        reference()
-    wall: list[float] = []
-    cpu: list[float] = []
-    for pair in range(pairs):
-        if pair % 2:
-            base, own = _timed(reference), _timed(run)
-        else:
-            own, base = _timed(run), _timed(reference)
-        wall.append(own[0] / base[0])
-        cpu.append(own[1] / base[1])
-    return Comparison(Ratio.of(wall), Ratio.of(cpu), pairs)
+    found = time_in_turns({"run": run, "reference": reference}, pairs)
+    return found["run"].over(found["reference"])
 
 
 def _timed(run: Callable[[], object]) -> tuple[float, float]:

@@ -11,7 +11,6 @@ cost less than the whole. All ways give the same values; only their time differs
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from dyncompile.analysis.macs import Polynomial
 from dyncompile.program import Decision, Picked
-from dyncompile.runtime import ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +81,15 @@ class Work:
         """The part that depends on one dim."""
         return Work(*(tuple(t for t in terms if dim in t[1]) for terms in (self.macs, self.weights)))
 
-    def narrows(self, costs: Costs, rows: int, share: float) -> bool:
-        """Whether to narrow a dim of which a share is kept, if these are the terms that depend on it."""
-        saved = (1 - share) * sum(n for n, _ in self.macs) * rows * costs.mac
-        return share * sum(n for n, _ in self.weights) * costs.gather <= saved
+    def pays(self, costs: Costs) -> float:
+        """From how many rows, times positions dropped per position kept, narrowing a dim saves more than its
+        gathers cost, if these are the terms that depend on it.
+        """
+        gathered = sum(n for n, _ in self.weights) * costs.gather
+        saved = sum(n for n, _ in self.macs) * costs.mac
+        if gathered == 0:
+            return 0.0
+        return gathered / saved if saved else math.inf
 
     def cost(self, costs: Costs, rows: int, shares: Mapping[str, float]) -> float:
         """Seconds that rows with these shares take together, without what calls cost."""
@@ -105,23 +108,6 @@ def _terms(polynomials: Iterable[Polynomial], picked: Mapping[str, Picked]) -> t
             if dims:
                 found[dims] += n * math.prod(one.size for one in monomial)
     return tuple((float(n), dims) for dims, n in found.items())
-
-
-# -- together: union or mask ---------------------------------------------------------------------------
-
-
-def keeping(dim: str, work: Work, costs: Costs) -> Callable[..., Tensor]:
-    """`ops.active` for a dim with this work: all positions where narrowing would cost more than it saves."""
-
-    def active(decision: Decision, name: str, size: int, block: int) -> Tensor:
-        index = ops.active(decision, name, size, block)
-        rows = len(decision.rows)
-        if len(index) < size and not work.narrows(costs, rows, len(index) / size):
-            return torch.arange(size)
-        return index
-
-    active.__name__ = active.__qualname__ = f"active_{re.sub(r'[^0-9A-Za-z]', '_', dim)}"
-    return active
 
 
 # -- apart ---------------------------------------------------------------------------------------------
@@ -215,10 +201,10 @@ class Channels:
     weights: Mapping[str, Polynomial]
     costs: Costs
 
-    def keeping(self, dim: str) -> Callable[..., Tensor]:
-        """See `keeping`, for one dim of the graph."""
+    def pays(self, dim: str) -> float:
+        """See `Work.pays`, for one dim of the graph."""
         whole = Work.of(self.macs.values(), self.weights.values(), self.picked)
-        return keeping(dim, whole.about(dim), self.costs)
+        return whole.about(dim).pays(self.costs)
 
     def grouping(self, nodes: Collection[str], calls: int, moved: int) -> Grouping | None:
         """How to divide rows of a body that these nodes are in; None where it picks nothing."""

@@ -98,20 +98,23 @@ def put(buffer: Tensor, index: Tensor, value: Tensor) -> None:
             buffer.index_copy_(0, index, value)
 
 
-def active(decision: Decision, name: str, size: int, block: int) -> Tensor:
+def active(decision: Decision, name: str, size: int, block: int, pays: float = 0.0) -> Tensor:
     """Positions of elastic dim `name` (of `size`) that any row keeps: int64 [n], on the CPU.
 
     Column j stands for `block` positions. At least the first block stays: kernels refuse empty tensors, and
-    where its gains are 0 it adds nothing.
+    where its gains are 0 it adds nothing. All positions stay where rows x dropped / kept is below `pays`:
+    gains of 0 remove them as well.
     """
     on = (decision.rows.detach() > 0).any(0).cpu()
     if bool(on.all()) or not len(decision.rows):
         return torch.arange(size)
     columns = on.nonzero().flatten() if bool(on.any()) else torch.zeros(1, dtype=torch.int64)
-    if block == 1:
-        return columns
-    index = (columns[:, None] * block + torch.arange(block)).flatten()
-    return index[index < size]
+    index = columns
+    if block > 1:
+        index = (columns[:, None] * block + torch.arange(block)).flatten()
+        index = index[index < size]
+    dropped = size - len(index)
+    return index if len(decision.rows) * dropped >= pays * len(index) else torch.arange(size)
 
 
 def count(index: Tensor) -> int:

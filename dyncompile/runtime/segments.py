@@ -295,7 +295,7 @@ class _Piece:
             self._operand(operand)
         new = self._env[node] = self._graph.node_copy(node, self._env.__getitem__)
         if node.target is ops.active and self._cutter.channels is not None:
-            new.target = self._cutter.channels.keeping(str(node.args[1]))
+            new.args = (*new.args, self._cutter.channels.pays(str(node.args[1])))
 
     def _decision(self, node: fx.Node, *features: fx.Node) -> fx.Node:
         """A decision: taken now, from what its net says, or known by name."""

@@ -51,6 +51,13 @@ _CAREFUL = 64
 _RAISED = 4
 """With gains, doublings of a price below 0 at most."""
 
+_FAR = 0.2
+"""Distance from the target, relative to it, from which on a price does what training should have done."""
+
+
+class CalibrationWarning(UserWarning):
+    """A price moved gates to where the network was not trained."""
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -71,6 +78,21 @@ class Calibration:
     alpha: float
     within: bool
     unit: str = "MACs"
+
+    @property
+    def far(self) -> bool:
+        """Whether training ended far from the target."""
+        return abs(self.before - self.target) > _FAR * self.target
+
+    @property
+    def warning(self) -> str:
+        """What to say where it did, and what is switched off or on has learned nothing of it."""
+        return (
+            f"training ended at {self.before:.1%} of the source's {self.unit}, and {self.target:.1%} are "
+            f"asked for. That routes now take {self.reached:.1%} is the work of a price on the gates; the "
+            "network was not trained on them: see what accuracy is left. Train longer, or on a shorter ramp; "
+            "where few branches can be skipped, ask for a share that they add up to, or gate channels, too"
+        )
 
 
 def calibrate(

@@ -10,10 +10,11 @@ from typing import Any
 
 from dyncompile.cost import Cost
 from dyncompile.errors import CheckpointError
+from dyncompile.program import SWITCHES
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.accelerated import World
 from dyncompile.train.average import Average
-from dyncompile.train.calibrate import calibrate
+from dyncompile.train.calibrate import CalibrationWarning, calibrate
 from dyncompile.train.checkpoints import Checkpoints, checkpoint_name
 from dyncompile.train.data import Feed
 from dyncompile.train.diagnostics import CollapseWarning, summarize
@@ -196,4 +197,8 @@ class Training:
         if one.recipe.target is None or not one.dyn.gated or one.validation is None:
             return
         batches = one.validation.epoch(derive(one.seed, "validation"))
-        self.history.calibration = asdict(calibrate(one.dyn, batches, one.recipe.target, cost=one.cost))
+        found = calibrate(one.dyn, batches, one.recipe.target, cost=one.cost)
+        self.history.calibration = asdict(found)
+        switches = any(one.dyn.choices[name].domain in SWITCHES for name in one.dyn.gated)
+        if switches and found.far and one.world.main:
+            warnings.warn(found.warning, CalibrationWarning, stacklevel=2)

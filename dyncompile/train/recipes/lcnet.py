@@ -18,13 +18,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dyncompile.errors import SpecError
-from dyncompile.policies import Learned
 from dyncompile.train.budget import Budget
 from dyncompile.train.columns import check_share
 from dyncompile.train.gains import BatchShaping, RateTargets, RouteConsistency
 from dyncompile.train.objectives import Distillation, TaskLoss
 from dyncompile.train.phase import Objective, Optimization, Phase, Recipe, Schedule, Turn, View
-from dyncompile.train.recipes.parts import Always
+from dyncompile.train.recipes.parts import Settling
 
 
 def lcnet(
@@ -40,6 +39,7 @@ def lcnet(
     view: View | None = None,
     tau: float = 1.0,
     noise: bool = True,
+    quiet: float = 0.4,
     budget: Objective | None = None,
     base: Optimization | None = None,
     gates: Optimization | None = None,
@@ -60,6 +60,8 @@ def lcnet(
         consistency: weight of `gains.RouteConsistency`; 0 leaves it out.
         view: another augmentation that the model trains on, while teachers see the samples as loaded.
         tau, noise: temperature and logistic noise of bits; gains have neither.
+        quiet: last part of the second phase in which bits have no noise, so that the budget holds what their
+            decisions cost in evaluation.
         budget: another cost term, for both phases.
         base, gates: optimizer settings, AdamW at 1e-3 and at 1e-2.
         schedule: of both phases; cosine, with a tenth of warm-up in the second.
@@ -71,7 +73,7 @@ def lcnet(
     Raises:
         SpecError: settings out of range or in contradiction.
     """
-    _check(target, distillation, shaping, consistency, view, tau)
+    _check(target, distillation, shaping, consistency, view, tau, quiet)
     terms: dict[str, Objective] = {"task": TaskLoss()}
     if distillation:
         terms["teacher"] = Distillation(weight=distillation)
@@ -82,15 +84,15 @@ def lcnet(
     if consistency:
         terms["consistency"] = RouteConsistency(consistency)
 
-    def turn(cost: Objective | None) -> Turn:
-        policy = Always(Learned(tau, hard=True, noise=noise))
+    def turn(cost: Objective | None, noisy: float) -> Turn:
+        policy = Settling(tau, until=noisy if noise else 0.0)
         return Turn(policy, terms if cost is None else {**terms, "budget": cost}, view)
 
     first, second = _budgets(target, ramp, budget)
     gates = gates or Optimization("adamw", rate=1e-2)
     alone = Phase(
         name="gates",
-        turns=(turn(first),),
+        turns=(turn(first, 1.0),),
         epochs=gate_epochs,
         trains="gates",
         gates=gates,
@@ -100,7 +102,7 @@ def lcnet(
     )
     joint = Phase(
         name="joint",
-        turns=(turn(second),),
+        turns=(turn(second, 1 - quiet),),
         epochs=joint_epochs,
         base=base or Optimization("adamw", rate=1e-3, decay=1e-2),
         gates=gates,
@@ -129,9 +131,12 @@ def _check(
     consistency: float,
     view: View | None,
     tau: float,
+    quiet: float,
 ) -> None:
     if target is not None:
         check_share(target)
+    if not 0 <= quiet <= 1:
+        raise SpecError(f"quiet is a part of the second phase in [0, 1], got quiet={quiet}")
     if min(distillation, shaping, consistency) < 0 or tau <= 0:
         raise SpecError(
             "weights are at least 0 and a temperature is positive, got "

@@ -41,6 +41,22 @@ class Always:
 
 
 @dataclass(frozen=True, slots=True)
+class Settling:
+    """What decision nets say, with noise until this part of the phase and as it is from there on.
+
+    Noise lets gates that are nearly sure try the other way; but the mean cost under noise is not that of the
+    decisions themselves, and the network learns to serve routes that evaluation never takes.
+    """
+
+    tau: float = 1.0
+    until: float = 1.0
+
+    def __call__(self, clock: Clock) -> Policy:
+        """Hard decisions."""
+        return Learned(self.tau, hard=True, noise=clock.progress < self.until)
+
+
+@dataclass(frozen=True, slots=True)
 class Draw:
     """Uniformly random columns, anew at every step; `number` tells several draws of one step apart."""
 
