@@ -28,7 +28,8 @@ from dyncompile.runtime.grouping import Channels, Costs
 from dyncompile.runtime.record import Execution as Execution
 from dyncompile.runtime.record import Record as Record
 from dyncompile.runtime.rows import merge_outputs
-from dyncompile.runtime.segments import Segment, cut, parting
+from dyncompile.runtime.segment import Segment
+from dyncompile.runtime.segments import cut, parting
 from dyncompile.runtime.sizes import BySize
 from dyncompile.runtime.sparse import SparseRun
 from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
@@ -175,7 +176,9 @@ class DynamicModel(Pretrained, nn.Module):
         if key not in self._segments:
             graph = self.program.graphs[self.mode] if asks else self._plain[self.mode]
             types = self.facts.dims.graphs[self.mode].types
-            self._segments[key] = cut(graph, types, self.program, self._channels(), self._compiled)
+            self._segments[key] = cut(
+                graph, types, self.program, self._channels(), self._compiled, blocks=not self.training
+            )
         return self._segments[key]
 
     def _channels(self) -> Channels | None:

@@ -64,6 +64,18 @@ def select_rows(value: Any, found: Type, index: Tensor, rows: int) -> Any:
     return by_row.index_select(axis + 1, at).flatten(axis, axis + 2)
 
 
+def rows_between(value: Any, found: Type, start: int, end: int, rows: int) -> Any:
+    """Rows `start` to `end` of a value that holds `rows` of them, as views; see `select_rows`."""
+    if isinstance(found, list):
+        parts = zip(items(value), found, strict=True)
+        return [rows_between(v, f, start, end, rows) for v, f in parts]
+    axis = batch_axis(found)
+    if axis is None or not isinstance(value, Tensor):
+        return value
+    each = value.shape[axis] // rows
+    return value.narrow(axis, start * each, (end - start) * each)
+
+
 def join_rows(values: Sequence[Any], found: Type) -> Any:
     """Parts of a value one behind the other by their rows; what has no rows is the same in all."""
     if len(values) == 1:

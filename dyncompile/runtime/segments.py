@@ -14,7 +14,6 @@ that do not (`dyncompile.runtime.branches`).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,44 +26,14 @@ from dyncompile.analysis.flow import carries_tensor
 from dyncompile.analysis.skips import Alternative, Skip, find_skips
 from dyncompile.program import POLICY, Program
 from dyncompile.runtime import ops
+from dyncompile.runtime.blocks import widest_row
 from dyncompile.runtime.branches import Branch, Join
 from dyncompile.runtime.compiled import Compiler, GraphForward, compile_graph
 from dyncompile.runtime.grouping import Channels, Grouping
 from dyncompile.runtime.rows import elements_per_row, has_rows
+from dyncompile.runtime.segment import Outlet, Segment
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Outlet:
-    """What runs for rows that stop: ``forward(policy, *takes)`` -> the graph's outputs."""
-
-    takes: tuple[str, ...]
-    forward: GraphForward
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What runs between two cuts.
-
-    Attributes:
-        choices: what is decided at its start.
-        logits: choice -> the value that holds the output of its decision net.
-        takes, gives: values that it reads from earlier segments, and those that later ones read from it.
-        alive: earlier choices that this or a later segment depends on.
-        live: values that this or a later segment reads; others can be forgotten.
-        forward: ``(policy, *takes)`` -> gives, or the outputs in the last segment.
-        outlets: exits that are decided at its start, outermost first, by choice.
-    """
-
-    choices: tuple[str, ...]
-    logits: Mapping[str, str]
-    takes: tuple[str, ...]
-    gives: tuple[str, ...]
-    alive: frozenset[str]
-    live: frozenset[str]
-    forward: GraphForward
-    outlets: Mapping[str, Outlet]
 
 
 def cut(
@@ -73,12 +42,15 @@ def cut(
     program: Program,
     channels: Channels | None = None,
     compiler: Compiler = compile_graph,
+    *,
+    blocks: bool = False,
 ) -> list[Segment]:
     """The segments of a program's graph; a single one where nothing is decided after the inputs.
 
-    With `channels`, rows that keep different ones part or stay together, whatever costs less.
+    With `channels`, rows that keep different ones part or stay together, whatever costs less. With `blocks`,
+    what precedes the first branch is a segment of its own, which may run in blocks of rows.
     """
-    return _Cutter(graph, types, program, channels, compiler).segments()
+    return _Cutter(graph, types, program, channels, compiler, blocks=blocks).segments()
 
 
 class _Cutter:
@@ -89,6 +61,8 @@ class _Cutter:
         program: Program,
         channels: Channels | None,
         compiler: Compiler,
+        *,
+        blocks: bool,
     ) -> None:
         self._graph, self.types, self._sized = graph, types, program.sized
         self.state, self.channels, self.compiler = program.state, channels, compiler
@@ -103,15 +77,23 @@ class _Cutter:
         self._owner: dict[fx.Node, Skip] = {}
         for skip in sorted(skips, key=lambda skip: -len(skip.body)):  # the innermost comes last
             self._owner.update(dict.fromkeys({*skip.body, skip.product, skip.exit} - {skip.last}, skip))
-        self._place()
+        self._trunk = -1
+        branching = {one.condition[0] for skip in skips for one in skip.alternatives}
+        self._place(branching if blocks else set[str]())
         names = range(len(self._decisions))
         self._pieces = [_Piece(self, self.nodes_of(i), f"segment {i}") for i in names]
         self._outlets = [self._outlets_of(i) for i in names]
 
-    def _place(self) -> None:
-        """Give every node its segment: decisions with no work between them are taken together."""
+    def _place(self, branching: set[str]) -> None:
+        """Give every node its segment: decisions with no work between them are taken together.
+
+        At the first choice in `branching` another segment starts, too, though no rows part there.
+        """
         worked = False
         for node in self._graph.nodes:
+            if worked and node.target is ops.decide and node.args[1] in branching:
+                self._decisions.append([])
+                self._trunk, worked, branching = len(self._decisions) - 2, False, set[str]()
             if node.target is ops.decide and node.args[1] in self._parting:
                 if worked:
                     self._decisions.append([])
@@ -223,9 +205,17 @@ class _Cutter:
                         choice: Outlet(tuple(node.name for node in one.inputs), one.compiled([]))
                         for choice, one in self._outlets[index].items()
                     },
+                    row_bytes=self._row_bytes(index),
                 )
             )
         return out
+
+    def _row_bytes(self, index: int) -> int:
+        """See `Segment`: only what precedes the first branch runs in blocks, branches part rows anyway."""
+        nodes = self.nodes_of(index)
+        if index != self._trunk or any(node in self.ends or self.is_taken_here(node) for node in nodes):
+            return 0
+        return widest_row(nodes, self.types, self.state)
 
     def _alive(self, index: int, live: set[fx.Node]) -> frozenset[str]:
         earlier = {str(d.args[1]) for decisions in self._decisions[:index] for d in decisions}

@@ -13,8 +13,9 @@ from torch import Tensor
 from dyncompile.analysis.dims.call import Type
 from dyncompile.policies import Policy
 from dyncompile.program import Choice, Decision, Route
+from dyncompile.runtime.blocks import rows_at_once, run_in_blocks
 from dyncompile.runtime.rows import join_rows, select_rows
-from dyncompile.runtime.segments import Outlet, Segment
+from dyncompile.runtime.segment import Outlet, Segment
 from dyncompile.runtime.steering import Ask, Group, Steered, decision_of, split_rows, way_of
 
 
@@ -118,8 +119,21 @@ class SparseRun:
     def _advance(self, part: Part, segment: Segment, ask: Ask) -> tuple[Group, Sequence[Any]]:
         """The part with what was decided on the way, and what the segment gives."""
         steered = Steered(part.rows, dict(part.group.decisions), ask)
-        given = segment.forward(steered, *(part.values[name] for name in segment.takes))
+        values = [part.values[name] for name in segment.takes]
+        most, count = rows_at_once(segment.row_bytes, values), len(part.rows)
+        if not most or count <= most:
+            return Group(part.rows, steered.decisions), segment.forward(steered, *values)
+        given = run_in_blocks(
+            lambda at, own: segment.forward(steered.narrowed(at), *own),
+            values,
+            ([self._types.get(name) for name in segment.takes], self._given_types(segment)),
+            count,
+            most,
+        )
         return Group(part.rows, steered.decisions), given
+
+    def _given_types(self, segment: Segment) -> list[Type]:
+        return [self._types.get(name) for name in segment.gives]
 
     def _merged(self, parts: list[Part], segment: Segment) -> list[Part]:
         """Parts that differ in no choice that is still alive become one."""
