@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dyncompile as dc
 from dyncompile.foreign import load_state, read_state_dict
+from dyncompile.zoo.third_party import third_party
 
+if importlib.util.find_spec("torchvision"):
+    third_party("torchvision")  # which Lightning imports: this makes it import beside a CPU-only torch
 lightning: Any = importlib.import_module("lightning")
 
 

@@ -69,8 +69,22 @@ def test_training_moves_weights_and_can_be_resumed(out: Path, trained: Path) -> 
     written = (trained / "training" / "history.json").read_bytes()
     again = run("train", out, "--data", SETS, "-o", trained, *SHORT)
     assert again.exit_code == 0, again.output
+    found = re.search(r"calibrated: .* before, ([\d.]+) % now, target 80.0 %", again.stdout)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(100 * _calibration(trained)["reached"], abs=0.06)
+    assert f"validation after the last epoch: metric {_validated(trained):.4g}, " in again.stdout
+    assert f"dyncompile eval {trained} --data {SETS}" in again.stdout
     assert (trained / "training" / "history.json").read_bytes() == written
     assert torch.equal(dc.load(trained).state_dict()["0.0.weight"], after.state_dict()["0.0.weight"])
+
+
+def _calibration(trained: Path) -> dict[str, Any]:
+    return json.loads((trained / "training" / "history.json").read_text())["calibration"]
+
+
+def _validated(trained: Path) -> float:
+    epochs = json.loads((trained / "training" / "history.json").read_text())["epochs"]
+    return epochs[-1]["validation"]["metric"]
 
 
 def test_evaluation_is_what_the_model_does(trained: Path) -> None:
@@ -245,7 +259,9 @@ def test_inspect_reads_files_alone(trained: Path) -> None:
     assert found["loads_without_source"]
     assert found["numbers"]["source"] == sum(t.numel() for t in dc.reduce_to_source(dyn).values())
     assert sum(found["numbers"].values()) == sum(t.numel() for t in dyn.state_dict().values())
-    assert "loads without the source's code: yes" in run("inspect", trained).stdout
+    said = run("inspect", trained).stdout
+    assert "inputs    input [B, 3, 8, 8] float32\n" in said
+    assert "loads without the source's code: yes" in said
 
 
 # -- configuration, completion, images --------------------------------------------------------------

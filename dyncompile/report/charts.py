@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 16, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 34, 50
+_LETTER = 11
+"""Width of a letter where the window is narrow and letters are largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +94,17 @@ class _Frame:
             yield f"<text class='faint end-at' x='{_LEFT - 8}' y='{at + 4:.1f}'>{self.y.said(value)}</text>"
         for value in self.x.ticks:
             at, _ = self.place(value, self.y.low)
-            yield f"<text class='faint center' x='{at:.1f}' y='{base + 18}'>{self.x.said(value)}</text>"
+            yield f"<text class='faint center' x='{at:.1f}' y='{base + 20}'>{self.x.said(value)}</text>"
         yield f"<path class='axis' d='M{_LEFT} {base} H{right}'/>"
-        yield f"<text class='faint end-at' x='{right}' y='{base + 36}'>{escape(self.x.name)}</text>"
-        yield f"<text class='faint' x='{_LEFT + 6}' y='{_TOP + 4}'>{escape(self.y.name)}</text>"
+        yield f"<text class='faint end-at' x='{right}' y='{base + 42}'>{escape(self.x.name)}</text>"
+        yield f"<text class='faint' x='0' y='14'>{escape(self.y.name)}</text>"
 
     def mark(self, at: float, word: str) -> str:
         """A vertical line."""
         x, _ = self.place(at, 0)
         return (
             f"<path class='grid' d='M{x:.1f} {_TOP} V{_HEIGHT - _BOTTOM}'/>"
-            f"<text class='faint' x='{x + 5:.1f}' y='{_TOP + 20}'>{escape(word)}</text>"
+            f"<text class='faint' x='{x + 5:.1f}' y='{_TOP - 6}'>{escape(word)}</text>"
         )
 
     def series(self, one: Series) -> Iterator[str]:
@@ -117,10 +119,10 @@ class _Frame:
             )
         last = (-math.inf, 0.0)
         for label, (x, y) in zip(one.labels, places, strict=False):
-            near = x - last[0] < 7 * len(label) + 12 and abs(y - last[1]) < 18
+            near = x - last[0] < _LETTER * len(label) + 12 and abs(y - last[1]) < 22
             crowded = one.below or near
-            down = 20 if crowded else -10
-            end = " end-at" if x > _WIDTH - 80 else ""
+            down = 22 if crowded else -10
+            end = " end-at" if x > _WIDTH - 100 else ""
             if label:
                 yield f"<text class='{end}' x='{x:.1f}' y='{y + down:.1f}'>{escape(label)}</text>"
                 last = (x, y)

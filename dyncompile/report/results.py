@@ -12,7 +12,7 @@ import torch
 from dyncompile.policies import Forced, Full, Learned, Policy, Smallest
 from dyncompile.program import SWITCHES, Domain
 from dyncompile.report.evaluation import Evaluation, evaluate_policy
-from dyncompile.report.samples import Sample, extremes
+from dyncompile.report.samples import Sample, class_names, extremes
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.state import GATES
 from dyncompile.train.columns import COLUMNS, column_shares
@@ -35,6 +35,7 @@ class Results:
         learned: by the decision nets; None where there are none.
         shifted: by the decision nets with a price of computation taken off their logits.
         easy, hard: the cheapest and the dearest samples.
+        classes: names of the classes, if the data set says them.
     """
 
     fixed: Mapping[str, Evaluation]
@@ -42,6 +43,7 @@ class Results:
     shifted: tuple[Evaluation, ...]
     easy: tuple[Sample, ...]
     hard: tuple[Sample, ...]
+    classes: tuple[str, ...] = ()
 
 
 def measure(dyn: DynamicModel, data: Any, watch: Watch = lambda stage, done, total: None) -> Results:
@@ -70,7 +72,7 @@ def measure(dyn: DynamicModel, data: Any, watch: Watch = lambda stage, done, tot
             shifted.append(evaluated(Learned()))
     easy, hard = extremes(dyn, data)
     watch("measuring", total, total)
-    return Results(ordered, learned, tuple(shifted), tuple(easy), tuple(hard))
+    return Results(ordered, learned, tuple(shifted), tuple(easy), tuple(hard), class_names(data))
 
 
 def _policies(dyn: DynamicModel) -> dict[str, Policy]:
