@@ -81,9 +81,11 @@ text: $(READY)
 	PYTHONPATH=.data/minilm $(BIN)/python -m benchmarks.text --effort long
 
 # torch comes first and alone: whichever build the package index offers, the rest then fits itself to it.
+LIGHTNING := lightning lightning-utilities pytorch-lightning torchmetrics
 $(READY): pyproject.toml constraints.txt
 	@echo 'Setting up .venv: some minutes, once.'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(CONSTRAINED) torch
 	$(CONSTRAINED) --editable '.[timm,hf,onnx,smp,demo,dev]'
+	$(CONSTRAINED) --no-deps $(LIGHTNING)
 	touch $@

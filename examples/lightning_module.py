@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ import dyncompile as dc
 from dyncompile.foreign import load_state, read_state_dict
 from dyncompile.zoo.third_party import third_party
 
-if importlib.util.find_spec("torchvision"):
-    third_party("torchvision")  # which Lightning imports: this makes it import beside a CPU-only torch
-lightning: Any = importlib.import_module("lightning")
+lightning: Any = third_party("lightning")  # which imports torchvision; this helps it beside a CPU-only torch
 
 
 class Classifier(lightning.LightningModule):

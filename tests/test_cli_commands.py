@@ -6,6 +6,7 @@ import base64
 import importlib
 import io
 import json
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 import dyncompile as dc
 from dyncompile.cli.data import Pixels, load_data, pixels
+from dyncompile.deploy.exports.formats import errors_only
 from dyncompile.report.sections import percent
 from dyncompile.train.diagnostics import CollapseWarning
 from tests.test_cli import NET, failed, run
@@ -161,6 +163,15 @@ def test_the_dynamic_model_is_exported_where_no_route_is_given(trained: Path, tm
         expected, taken = dyn.run(x, policy=dc.Learned())
     assert torch.allclose(output, expected, atol=1e-5)
     assert torch.equal(route["width"], taken["width"])
+
+
+def test_remarks_of_exporters_stay_off_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("onnx_ir.passes")
+    with errors_only("onnx_ir"):
+        logger.warning("skipped")
+        logger.error("broken")
+    logger.warning("later")
+    assert caplog.messages == ["broken", "later"]
 
 
 def test_onnx_runs_in_onnx_runtime(trained: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_hostile_files_end_in_the_librarys_error(tmp_path: Path) -> None:
 def test_a_reader_that_does_what_files_say_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def obeying(target: Path, *, alone: bool) -> None:
         os.system("true")
-        (target.parents[1] / "owned").touch()
+        (target.parents[1] / "owned").write_text("x")
         raise ValueError("from inside")
 
     monkeypatch.setattr(reading, "_read", obeying)

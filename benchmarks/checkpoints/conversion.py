@@ -53,7 +53,7 @@ def _checked(one: Subject, method: str) -> dict[str, Any]:
     try:
         dyn = dc.dynamize(model, method, one.example).eval()
     except (dc.NoSiteError, dc.CaptureError) as error:  # it does not apply; anything else ends the run
-        return {"refused": str(error).splitlines()[0]}
+        return {"refused": _reason(error)}
     report = dc.verify(dyn, model, one.example)
     seconds = time.process_time() - began
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +70,12 @@ def _checked(one: Subject, method: str) -> dict[str, Any]:
         **_scores(model, loaded, one),
         "CPU seconds to convert and verify": round(seconds, 1),
     }
+
+
+def _reason(error: dc.DyncompileError) -> str:
+    """The first of the reasons that an error lists, else its problem."""
+    listed = [line.removeprefix("  - ") for line in error.problem.splitlines() if line.startswith("  - ")]
+    return listed[0] if listed else error.problem
 
 
 def _smallest(dyn: dc.DynamicModel) -> dc.Route:

@@ -24,7 +24,10 @@ _FORBIDDEN = (
     "pickle.find_class",
 )
 """`pickle.find_class` is the standard library's unpickling; torch's safe reader has its own."""
-_CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate")
+_CHANGES = (
+    *("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate"),
+    *("os.chmod", "os.chown", "os.utime"),
+)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 

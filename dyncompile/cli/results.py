@@ -108,7 +108,7 @@ def report(
             dyn = open_model(model, source)
         named = read_description(model)["source"]
         sets = None if data is None else load_data(data, dyn, pixels(mean, deviation, named))
-        chosen = None if sets is None else sets.validation if sets.validation is not None else sets.train
+        chosen = None if sets is None else sets.measured
         with progress() as watch:
             title, history = named or model.resolve().name, read_history(model / TRAINING, "")
             page = build_report(dyn, chosen, history, title=title, watch=watch)

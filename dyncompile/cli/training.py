@@ -107,7 +107,7 @@ def evaluate(
             raise SpecError(f"a policy is one of {', '.join(_POLICIES)}, a part validation or train")
         dyn = open_model(model, source)
         sets = load_data(data, dyn, pixels(mean, deviation, read_description(model)["source"]))
-        chosen = sets.train if part == "train" or sets.validation is None else sets.validation
+        chosen = sets.train if part == "train" else sets.measured
         if chosen is None:
             raise InputError("there is no data to evaluate on")
         with busy("evaluating"):

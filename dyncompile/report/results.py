@@ -11,6 +11,7 @@ import torch
 
 from dyncompile.policies import Forced, Full, Learned, Policy, Smallest
 from dyncompile.program import SWITCHES, Domain
+from dyncompile.report.columns import column_routes
 from dyncompile.report.evaluation import Evaluation, evaluate_policy
 from dyncompile.report.samples import Sample, class_names, extremes
 from dyncompile.runtime.model import DynamicModel
@@ -76,16 +77,11 @@ def measure(dyn: DynamicModel, data: Any, watch: Watch = lambda stage, done, tot
 
 
 def _policies(dyn: DynamicModel) -> dict[str, Policy]:
-    """The columns of one-hot choices, all together; without any the two ends."""
-    one_hot = [choice for choice in dyn.choices.values() if choice.domain is Domain.ONE_HOT]
-    policies: dict[str, Policy] = {}
-    for column in range(max((choice.width for choice in one_hot), default=0)):
-        columns = {choice.name: min(column, choice.width - 1) for choice in one_hot}
-        labels = sorted({c.labels[columns[c.name]] if c.labels else str(column) for c in one_hot})
-        policies[" / ".join(labels)] = Forced(dyn.route(columns))
-    if not one_hot or len(one_hot) < len(dyn.choices):
-        policies = {"cheapest": Smallest(), **policies, "full": Full()}
-    return policies
+    """The columns of one-hot choices, all together; where other choices are, or none, the two ends too."""
+    policies: dict[str, Policy] = {name: Forced(route) for name, route in column_routes(dyn).items()}
+    if policies and all(choice.domain is Domain.ONE_HOT for choice in dyn.choices.values()):
+        return policies
+    return {"cheapest": Smallest(), **policies, "full": Full()}
 
 
 # -- prices -----------------------------------------------------------------------------------------
