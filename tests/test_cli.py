@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,8 @@ from typer.testing import CliRunner, Result
 
 import dyncompile as dc
 from dyncompile.cli import app
+from dyncompile.cli.output import errors_as_panels
+from dyncompile.train.diagnostics import CollapseWarning
 from dyncompile.verify import Check
 from tests.tiny import conv_net
 
@@ -192,6 +195,13 @@ def test_module_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: p
     assert "returned a int" in failed(run("explain", "lying_here:empty"), 2, "SpecError")
 
 
+def test_warnings_of_the_library_are_remarks(capsys: pytest.CaptureFixture[str]) -> None:
+    with errors_as_panels():
+        warnings.simplefilter("always")
+        warnings.warn("the gates have collapsed", CollapseWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: the gates have collapsed\n"
+
+
 # -- convert ----------------------------------------------------------------------------------------
 
 
@@ -204,7 +214,9 @@ def test_convert_writes_what_load_reads(weights: Path, state: dict[str, Tensor],
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in state.items())
     assert json.loads((target / "program.json").read_text())["source"] == NET
     assert [path.name for path in target.parent.iterdir()] == ["b"]
-    assert f'dyncompile.load("{target}")' in done.stdout.replace("\n", "")
+    said = done.stdout.replace("\n", "")
+    assert f"dyncompile train {target}" in said
+    assert f'dyncompile.load("{target}")' in said
 
 
 def test_convert_says_what_it_proved(
@@ -220,6 +232,7 @@ def test_convert_says_what_it_proved(
         {"name": "equality", "passed": True, "difference": 0.0, "detail": "bit for bit"}
     ]
     assert found["tensors"] == len(state)
+    assert 0 < found["smallest_share"] < 1
 
 
 def test_convert_replaces_an_earlier_result(

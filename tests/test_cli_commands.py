@@ -6,6 +6,7 @@ import base64
 import importlib
 import io
 import json
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 import dyncompile as dc
 from dyncompile.cli.data import Pixels, load_data, pixels
+from dyncompile.deploy.exports.formats import errors_only
 from dyncompile.report.sections import percent
 from dyncompile.train.diagnostics import CollapseWarning
 from tests.test_cli import NET, failed, run
@@ -69,8 +71,22 @@ def test_training_moves_weights_and_can_be_resumed(out: Path, trained: Path) -> 
     written = (trained / "training" / "history.json").read_bytes()
     again = run("train", out, "--data", SETS, "-o", trained, *SHORT)
     assert again.exit_code == 0, again.output
+    found = re.search(r"calibrated: .* before, ([\d.]+) % now, target 80.0 %", again.stdout)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(100 * _calibration(trained)["reached"], abs=0.06)
+    assert f"validation after the last epoch: metric {_validated(trained):.4g}, " in again.stdout
+    assert f"dyncompile eval {trained} --data {SETS}" in again.stdout
     assert (trained / "training" / "history.json").read_bytes() == written
     assert torch.equal(dc.load(trained).state_dict()["0.0.weight"], after.state_dict()["0.0.weight"])
+
+
+def _calibration(trained: Path) -> dict[str, Any]:
+    return json.loads((trained / "training" / "history.json").read_text())["calibration"]
+
+
+def _validated(trained: Path) -> float:
+    epochs = json.loads((trained / "training" / "history.json").read_text())["epochs"]
+    return epochs[-1]["validation"]["metric"]
 
 
 def test_evaluation_is_what_the_model_does(trained: Path) -> None:
@@ -147,6 +163,15 @@ def test_the_dynamic_model_is_exported_where_no_route_is_given(trained: Path, tm
         expected, taken = dyn.run(x, policy=dc.Learned())
     assert torch.allclose(output, expected, atol=1e-5)
     assert torch.equal(route["width"], taken["width"])
+
+
+def test_remarks_of_exporters_stay_off_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("onnx_ir.passes")
+    with errors_only("onnx_ir"):
+        logger.warning("skipped")
+        logger.error("broken")
+    logger.warning("later")
+    assert caplog.messages == ["broken", "later"]
 
 
 def test_onnx_runs_in_onnx_runtime(trained: Path, tmp_path: Path) -> None:
@@ -245,7 +270,9 @@ def test_inspect_reads_files_alone(trained: Path) -> None:
     assert found["loads_without_source"]
     assert found["numbers"]["source"] == sum(t.numel() for t in dc.reduce_to_source(dyn).values())
     assert sum(found["numbers"].values()) == sum(t.numel() for t in dyn.state_dict().values())
-    assert "loads without the source's code: yes" in run("inspect", trained).stdout
+    said = run("inspect", trained).stdout
+    assert "inputs    input [B, 3, 8, 8] float32\n" in said
+    assert "loads without the source's code: yes" in said
 
 
 # -- configuration, completion, images --------------------------------------------------------------

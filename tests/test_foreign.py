@@ -171,6 +171,22 @@ def test_counters_of_old_batch_norms_may_be_left_out(state: dict[str, Tensor]) -
     load_state(conv_net()[0], {name: v for name, v in state.items() if "num_batches" not in name})
 
 
+class Positions(nn.Linear):
+    """Holds a buffer that it makes itself, as Hugging Face's embeddings do; older releases stored it."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("position_ids", torch.arange(4), persistent=False)
+
+
+def test_buffers_that_a_model_makes_itself_may_be_given_as_they_are() -> None:
+    model, weights = Positions(), {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
+    load_state(model, {**weights, "position_ids": torch.arange(4)})
+    assert torch.equal(model.weight, weights["weight"])
+    with pytest.raises(dc.CheckpointError, match="unexpected: position_ids"):
+        load_state(model, {**weights, "position_ids": torch.arange(1, 5)})
+
+
 class Grown:
     """Unpickling this takes as much memory as it says."""
 

@@ -16,19 +16,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
 
 import dyncompile as dc
+from dyncompile.exits import OFF
 from dyncompile.report import Explanation, explain, to_text
 from dyncompile.report.blocks import TIMES
 from dyncompile.report.charts import Axis
 from dyncompile.report.console import to_console
 from dyncompile.report.diagram import draw
+from dyncompile.report.evaluation import evaluate_policy
 from dyncompile.report.folding import folded
 from dyncompile.report.network import Block, Network, network_of
 from dyncompile.report.patterns import fold, patterns
 from dyncompile.report.results import priced
+from dyncompile.report.samples import class_names, extremes
 from dyncompile.report.sections import percent, quantity
 from tests import handmade
+from tests.test_exits import FIRST, LAYER, chain
 
 SMALL = {"divisor": 2, "minimum": 2, "gate": False}
 
@@ -323,3 +328,26 @@ def test_prices_move_what_is_spent_and_are_taken_back() -> None:
             cheap = float(dyn.macs(dyn.run(example, policy=dc.Learned())[1]).mean())
     assert cheap < whole
     assert all(torch.equal(before[name], value) for name, value in dyn.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("leaving", "spent"), [((-1.0, -1.0), FIRST + 24), ((OFF, -1.0), FIRST + 2 * LAYER + 48)]
+)
+def test_who_leaves_early_pays_for_no_later_decision(leaving: tuple[float, float], spent: float) -> None:
+    """Of two exits the first decides alone for who leaves there; its prediction is what it decided on."""
+    _, dyn, x = chain()
+    for name, threshold in zip(dyn.choices, leaving, strict=True):
+        dyn.get_buffer(f"dyn.exits.{name}.threshold").fill_(threshold)
+    data = TensorDataset(x, torch.zeros(6, dtype=torch.long))
+    found = evaluate_policy(dyn, data, dc.Learned(), batch_size=4)
+    assert found.samples == 6
+    assert found.macs == pytest.approx(spent / dyn.static_macs)
+    easy, hard = extremes(dyn, data, count=2)
+    assert [one.share for one in (*easy, *hard)] == pytest.approx([spent / dyn.static_macs] * 4)
+
+
+def test_classes_are_called_as_the_data_set_calls_them() -> None:
+    data = TensorDataset(torch.zeros(4))
+    assert class_names(data) == ()
+    data.classes = ["circle", "cross"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert class_names(Subset(Subset(data, [1, 2]), [0])) == ("circle", "cross")

@@ -100,6 +100,33 @@ def test_only_an_exact_count_is_written_as_1(tmp_path: Path) -> None:
     assert "LSTM: aten.x" in "".join(lines)
 
 
+def test_checkpoints_before_and_after(tmp_path: Path) -> None:
+    one = {
+        "keys": 10,
+        "largest difference of outputs at full": 0.0,
+        "file reduced back bit for bit": True,
+        "smallest share of MACs": 0.25,
+        "CPU seconds to convert and verify": 12.3,
+    }
+    scored = {
+        "task": "digits named right",
+        "samples": 10000,
+        "score of the source": 0.99,
+        "score at full": 0.5,
+    }
+    figures = {
+        "b dsnet": {**one, "file reduced back bit for bit": False},
+        "a exits": {"refused": "no head"},
+        "a dsnet": {**one, **scored},
+    }
+    lines = rendered("checkpoints", {"checkpoints": figures}, tmp_path)
+    same, lost = (cells(line) for line in lines[2:4])
+    assert same == ["a, `dsnet`", "10", "0", "99.00 % / 50.00 %", "bit for bit", "25.0 %", "12"]
+    assert lost[3:5] == ["-", "**no**"]
+    assert "a: 10,000 digits named right." in "\n".join(lines)
+    assert "Refused: a exits: no head." in lines
+
+
 def test_realized_savings_by_rate(tmp_path: Path) -> None:
     rows = {
         "gates, all kept, batch 1, deployed": {"macs": 1.01, "time": TIME},

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.tables import (
     accuracy,
+    checkpoints,
     counting,
     coverage,
     deployment,
@@ -29,6 +30,7 @@ RENDERERS: Mapping[str, Callable[[Path], str]] = {
     "coverage": coverage.render,
     "coverage-models": coverage.render_models,
     "counting": counting.render,
+    "checkpoints": checkpoints.render,
     "scaling": scaling.render,
     "deployment": deployment.render,
     "widths": widths.render,

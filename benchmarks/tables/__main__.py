@@ -15,6 +15,10 @@ README = Path(__file__).resolve().parent.parent.parent / "README.md"
 
 def main(names: list[str]) -> int:
     """Returns the exit status."""
+    unknown = [name for name in names if name not in RENDERERS]
+    if unknown:
+        print(f"no table is named {', '.join(unknown)}; there are {', '.join(RENDERERS)}", file=sys.stderr)
+        return 2
     try:
         if not names:
             README.write_text(filled(README.read_text(), RENDERERS, RESULTS))
@@ -22,9 +26,6 @@ def main(names: list[str]) -> int:
             print(RENDERERS[name](RESULTS))
     except (MissingResult, ValueError) as error:
         print(error, file=sys.stderr)
-        return 2
-    except KeyError as error:
-        print(f"no table is named {error}; there are {', '.join(RENDERERS)}", file=sys.stderr)
         return 2
     return 0
 

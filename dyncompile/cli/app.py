@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import click
 import typer
+from typer.core import TyperGroup
 
 import dyncompile
 from dyncompile.cli.output import errors_as_panels, say
@@ -20,8 +21,24 @@ def examples(*lines: str) -> str:
     return "\n\n".join(("Examples:", *(f"  {line}" for line in lines)))
 
 
+_ORDER = (
+    *("demo", "explain", "convert", "train", "eval", "report", "export"),
+    *("specialize", "bench", "profile", "inspect", "verify"),
+)
+
+
+class _InOrder(TyperGroup):
+    """Lists commands as one comes to use them; those that the order does not know come last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names for ``--help``."""
+        known = {name: place for place, name in enumerate(_ORDER)}
+        return sorted(super().list_commands(ctx), key=lambda name: known.get(name, len(known)))
+
+
 app = typer.Typer(
     name="dyncompile",
+    cls=_InOrder,
     help="Turn a static PyTorch network into a dynamic one that spends less work on easy inputs.",
     epilog=examples("dyncompile demo", "dyncompile explain timm:resnet18", "dyncompile COMMAND --help"),
     no_args_is_help=True,
@@ -108,7 +125,7 @@ def main(
         Path | None,
         typer.Option(
             metavar="FILE.toml",
-            help="Defaults for the options: a table per command, e.g. [train] with batch-size = 32.",
+            help="Defaults for the options: a table per command, such as batch-size = 32 in the table train.",
         ),
     ] = None,
 ) -> None:

@@ -31,6 +31,11 @@ class Datasets:
     train: Any
     validation: Any
 
+    @property
+    def measured(self) -> Any:
+        """What to measure on: the validation part, or all that there is."""
+        return self.train if self.validation is None else self.validation
+
 
 @dataclass(frozen=True)
 class Pixels:

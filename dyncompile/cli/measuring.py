@@ -152,8 +152,7 @@ def bench(
             batches = [random_inputs(dyn.program, batch_size, device_of(dyn))]
             if data is not None:
                 sets = load_data(data, dyn, pixels(mean, deviation, read_description(model)["source"]))
-                chosen = sets.validation if sets.validation is not None else sets.train
-                batches = list(_batches(dyn, chosen, batch_size))
+                batches = list(_batches(dyn, sets.measured, batch_size))
             reference = None if source is None else _reference(dyn, source)
             dyn = deploy(dyn) if deployed else dyn.eval()
         with progress() as watch:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Eta
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from dyncompile.demo import Watch
@@ -49,8 +59,13 @@ def create_folder(folder: Path) -> None:
 
 
 def busy(doing: str) -> AbstractContextManager[object]:
-    """A spinner for work of unknown length; silent where stderr is no terminal."""
-    return err.status(f"{doing} ...")
+    """A spinner and a clock for work of unknown length; silent where stderr is no terminal."""
+    if not err.is_terminal:
+        return nullcontext()
+    columns = SpinnerColumn(), TextColumn("{task.description} ..."), TimeElapsedColumn()
+    bar = Progress(*columns, console=err, transient=True)
+    bar.add_task(doing, total=None)
+    return bar
 
 
 @contextmanager
@@ -61,7 +76,7 @@ def progress() -> Generator[Watch]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        Eta(),
+        TimeRemainingColumn(),
     )
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=err) as bars:
@@ -81,7 +96,8 @@ def errors_as_panels(*, as_json: bool = False) -> Generator[None]:
     With `as_json` a broken contract is a result and goes to stdout too.
     """
     try:
-        yield
+        with _readable_warnings():
+            yield
     except DyncompileError as error:
         broken = isinstance(error, ContractError)
         if broken and as_json:
@@ -89,6 +105,22 @@ def errors_as_panels(*, as_json: bool = False) -> Generator[None]:
             say(json.dumps({"passed": False, "problem": error.problem, "checks": checks}, indent=2))
         show_error(error)
         raise typer.Exit(1 if broken else 2) from None
+
+
+@contextmanager
+def _readable_warnings() -> Generator[None]:
+    """The library's own warnings as one remark each, without the line of code that gave them."""
+    before = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if category.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            err.print(Text(f"warning: {message}", style="yellow"))
+        else:
+            before(message, category, *rest)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = shown
+        yield
 
 
 def show_error(error: DyncompileError) -> None:

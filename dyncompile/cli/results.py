@@ -50,6 +50,15 @@ def _inspected(folder: Path) -> dict[str, Any]:
     }
 
 
+def _in_words(described: Any) -> str:
+    """``[B, 3, 32, 32] float32`` for a tensor; what else a call may hold as the file says it."""
+    match described:
+        case {"tensor": {"shape": [*sizes], "dtype": str(dtype)}}:
+            return f"[{', '.join('B' if size is None else str(size) for size in sizes)}] {dtype}"
+        case _:
+            return json.dumps(described)
+
+
 def _count(shape: list[int]) -> int:
     total = 1
     for size in shape:
@@ -65,7 +74,7 @@ def _told(found: dict[str, Any]) -> str:
             f"format    {found['format']}, written with torch {found['torch']}",
             f"source    {source}",
             f"passes    {' | '.join(found['passes'])}",
-            f"inputs    {json.dumps(found['inputs'])}",
+            f"inputs    {', '.join(f'{name} {_in_words(one)}' for name, one in found['inputs'].items())}",
             f"tensors   {found['tensors']}: {found['numbers']['source']:,} numbers of the source, "
             f"{found['numbers']['added']:,} added",
             f"loads without the source's code: {graph}",
@@ -99,7 +108,7 @@ def report(
             dyn = open_model(model, source)
         named = read_description(model)["source"]
         sets = None if data is None else load_data(data, dyn, pixels(mean, deviation, named))
-        chosen = None if sets is None else sets.validation if sets.validation is not None else sets.train
+        chosen = None if sets is None else sets.measured
         with progress() as watch:
             title, history = named or model.resolve().name, read_history(model / TRAINING, "")
             page = build_report(dyn, chosen, history, title=title, watch=watch)

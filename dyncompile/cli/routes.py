@@ -9,6 +9,7 @@ import torch
 
 from dyncompile.errors import RouteError
 from dyncompile.program import Choice, Domain, Route
+from dyncompile.report.columns import column_routes
 from dyncompile.runtime.model import DynamicModel
 
 
@@ -52,11 +53,4 @@ def _row(choice: Choice, value: str) -> tuple[float, ...]:
 
 def uniform_routes(dyn: DynamicModel) -> dict[str, Route]:
     """Routes worth comparing, by label: every column of all one-hot choices together, and the cheapest."""
-    one_hot = [choice for choice in dyn.choices.values() if choice.domain is Domain.ONE_HOT]
-    routes: dict[str, Route] = {"smallest": parse_route(dyn, [], smallest=True)}
-    for column in range(max((choice.width for choice in one_hot), default=0)):
-        rows = {c.name: c.row(min(column, c.width - 1)) for c in one_hot}
-        labels = {c.labels[min(column, c.width - 1)] if c.labels else str(column) for c in one_hot}
-        full = {name: c.full for name, c in dyn.choices.items()} | rows
-        routes[" / ".join(sorted(labels))] = {name: torch.tensor([row]) for name, row in full.items()}
-    return routes
+    return {"smallest": parse_route(dyn, [], smallest=True), **column_routes(dyn)}

@@ -11,9 +11,11 @@ from rich.text import Text
 
 from dyncompile.checkpoint import read_description
 from dyncompile.cli.convert import Conversion
+from dyncompile.cli.routes import parse_route
 from dyncompile.demo import DemoResult, WidthResult
 from dyncompile.latency import Ratio
 from dyncompile.report.sections import percent, quantity
+from dyncompile.runtime.model import DynamicModel
 from dyncompile.verify import Report
 
 _DEMO_COLUMNS = (
@@ -40,16 +42,23 @@ def verify_table(report: Report) -> Table:
 
 
 def conversion_summary(done: Conversion) -> Group:
-    """What was written and how to load it."""
-    source = done.loaded.source.name
+    """What was written, what it can spend, and what to do with it."""
+    source, dyn = done.loaded.source.name, done.loaded.dyn
     alone = read_description(done.folder)["graph"] or source.startswith(("timm:", "torchvision:", "hf:"))
     load = f'dyncompile.load("{done.folder}"{"" if alone else ", source=model"})'
     lines = (
         f"{done.tensors} tensors of {source} -> {done.folder}",
-        f"passes: {' | '.join(done.loaded.dyn.history)}; all {len(done.report.checks)} invariants hold",
-        f"load it with {load}",
+        f"passes: {' | '.join(dyn.history)}; all {len(done.report.checks)} invariants hold",
+        f"{quantity(dyn.static_macs)} MACs at full capacity, {percent(_least(dyn))} of them at the cheapest",
+        f"train it with dyncompile train {done.folder} --data images/ -o trained",
+        f"or load it with {load}",
     )
     return Group(*map(Text, lines))
+
+
+def _least(dyn: DynamicModel) -> float:
+    """Share of the source's MACs with all choices at their cheapest."""
+    return float(dyn.macs(parse_route(dyn, [], smallest=True))[0]) / dyn.static_macs
 
 
 def conversion_data(done: Conversion) -> dict[str, Any]:
@@ -60,6 +69,7 @@ def conversion_data(done: Conversion) -> dict[str, Any]:
         "tensors": done.tensors,
         "passes": list(done.loaded.dyn.history),
         "macs": done.loaded.dyn.static_macs,
+        "smallest_share": _least(done.loaded.dyn),
         "passed": done.report.passed,
         "checks": [asdict(check) for check in done.report.checks],
     }

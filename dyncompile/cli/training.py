@@ -6,7 +6,7 @@ import ast
 import difflib
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,12 +21,15 @@ from dyncompile.cli.output import busy, create_folder, err, errors_as_panels, sa
 from dyncompile.errors import InputError, SpecError
 from dyncompile.policies import Full, Learned, Policy, Smallest
 from dyncompile.report.evaluation import Evaluation, evaluate_policy
+from dyncompile.report.sections import percent
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train import History, Recipe, fit, recipes
 from dyncompile.train.progress import Update, describe
 
 TRAINING = "training"
 """Below a trained model's directory: checkpoints to resume from, and the history."""
+_FAR = 0.1
+"""By how much of the source's cost calibration may move decisions without a remark."""
 _POLICIES: dict[str, Policy] = {"learned": Learned(), "full": Full(), "smallest": Smallest()}
 
 
@@ -77,7 +80,7 @@ def train(
             progress=True if err.is_terminal else _epochs(),
         )
         save(dyn.cpu().eval(), output, source=description["source"])
-        say(json.dumps(_summary(history, output), indent=2) if as_json else _told(history, output))
+        say(json.dumps(_summary(history, output), indent=2) if as_json else _told(history, output, data))
 
 
 @app.command(
@@ -104,7 +107,7 @@ def evaluate(
             raise SpecError(f"a policy is one of {', '.join(_POLICIES)}, a part validation or train")
         dyn = open_model(model, source)
         sets = load_data(data, dyn, pixels(mean, deviation, read_description(model)["source"]))
-        chosen = sets.train if part == "train" or sets.validation is None else sets.validation
+        chosen = sets.train if part == "train" else sets.measured
         if chosen is None:
             raise InputError("there is no data to evaluate on")
         with busy("evaluating"):
@@ -178,22 +181,41 @@ def _summary(history: History, output: Path) -> dict[str, Any]:
     }
 
 
-def _told(history: History, output: Path) -> str:
+def _told(history: History, output: Path, data: str) -> str:
     last = dict(history.epochs[-1].validation) if history.epochs else dict[str, float]()
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in last.items())
-    return (
-        f"{history.recipe}: {len(history.steps)} steps, {numbers or 'no validation data'}\nwritten: {output}"
+    lines = [f"{history.recipe}: {len(history.steps)} steps"]
+    if last:
+        macs = last.pop("macs", None)
+        numbers = [*(f"{name} {value:.4g}" for name, value in last.items())]
+        numbers += [f"{percent(macs)} of the MACs"] if macs is not None else []
+        lines.append(f"validation after the last epoch: {', '.join(numbers)}")
+    else:
+        lines.append("no validation data: nothing was measured")
+    if history.calibration is not None:
+        lines.append(_calibrated(history.calibration))
+    return "\n".join(
+        (*lines, f"written: {output}", f"measure it with dyncompile eval {output} --data {data}")
     )
+
+
+def _calibrated(found: Mapping[str, Any]) -> str:
+    """What the shift to the target did to the cost; from far away it costs accuracy, so that is said."""
+    before, reached, target, unit = (found.get(key) for key in ("before", "reached", "target", "unit"))
+    if before is None or reached is None or target is None:
+        return f"calibrated: {', '.join(f'{key} {value}' for key, value in found.items())}"
+    shares = (percent(share) for share in (before, reached, target))
+    words = "calibrated: {} of the {unit} before, {} now, target {}".format(*shares, unit=unit)
+    return words if abs(before - target) <= _FAR else f"{words}; from so far away accuracy may have fallen"
 
 
 def _measured(found: Evaluation) -> str:
     lines = [
-        f"samples   {found.samples}",
-        f"accuracy  {found.accuracy:.2%}",
-        f"MACs      {found.macs:.1%} of the source, decision nets included",
+        f"samples   {found.samples:,}",
+        f"accuracy  {percent(found.accuracy)}",
+        f"MACs      {percent(found.macs)} of the source's, decision nets included",
     ]
     lines += [
-        f"{name}: " + ", ".join(f"{label} {share:.1%}" for label, share in use.items())
+        f"{name}: " + ", ".join(f"{label} in {percent(share)}" for label, share in use.items())
         for name, use in found.use.items()
     ]
     return "\n".join(lines)

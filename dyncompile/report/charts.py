@@ -6,20 +6,28 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import chain, repeat
 
-_WIDTH, _HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 16, 44
+WIDTH, HEIGHT = 720, 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 34, 50
+_LETTER = 11
+"""Width of a letter where the window is narrow and letters are largest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points in the order of their line, with labels above them, or `below`; `kind` is a style class."""
+    """Points in the order of their line, with labels above them, or `below`; `kind` is a style class.
+
+    `spans` are (low, high) through the points, `titles` what is said to who points at them.
+    """
 
     kind: str
     points: Sequence[tuple[float, float]]
     labels: Sequence[str] = ()
     dots: bool = True
     below: bool = False
+    spans: Sequence[tuple[float, float]] = ()
+    titles: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +65,20 @@ def around(name: str, values: Sequence[float], *, percent: bool = False, zero: b
 
 
 def plot(x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()) -> str:
-    """The drawing; `marks` are vertical lines with a word each."""
-    frame = _Frame(x, y)
-    parts = [*frame.axes(), *(frame.mark(at, word) for at, word in marks)]
-    parts += [part for one in series for part in frame.series(one)]
+    """The drawing as a part of a page; `marks` are vertical lines with a word each."""
     names = escape(f"{y.name} against {x.name}", quote=True)
     return (
-        f"<div class='wide'><svg class='plot' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' "
+        f"<div class='wide'><svg class='plot' viewBox='0 0 {WIDTH} {HEIGHT}' role='img' "
         f"aria-label='{names}'>"
-        f"{''.join(parts)}</svg></div>"
+        f"{drawing(x, y, series, marks)}</svg></div>"
     )
+
+
+def drawing(x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()) -> str:
+    """What stands inside an SVG of `WIDTH` by `HEIGHT`."""
+    frame = _Frame(x, y)
+    parts = [*frame.axes(), *(frame.mark(at, word) for at, word in marks)]
+    return "".join((*parts, *(part for one in series for part in frame.series(one))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,30 +91,30 @@ class _Frame:
         across = (x - self.x.low) / ((self.x.high - self.x.low) or 1)
         up = (y - self.y.low) / ((self.y.high - self.y.low) or 1)
         return (
-            _LEFT + (_WIDTH - _LEFT - _RIGHT) * across,
-            _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * up,
+            _LEFT + (WIDTH - _LEFT - _RIGHT) * across,
+            HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * up,
         )
 
     def axes(self) -> Iterator[str]:
         """Grid, ticks, names."""
-        base, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+        base, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
         for value in self.y.ticks:
             _, at = self.place(self.x.low, value)
             yield f"<path class='grid' d='M{_LEFT} {at:.1f} H{right}'/>"
             yield f"<text class='faint end-at' x='{_LEFT - 8}' y='{at + 4:.1f}'>{self.y.said(value)}</text>"
         for value in self.x.ticks:
             at, _ = self.place(value, self.y.low)
-            yield f"<text class='faint center' x='{at:.1f}' y='{base + 18}'>{self.x.said(value)}</text>"
+            yield f"<text class='faint center' x='{at:.1f}' y='{base + 20}'>{self.x.said(value)}</text>"
         yield f"<path class='axis' d='M{_LEFT} {base} H{right}'/>"
-        yield f"<text class='faint end-at' x='{right}' y='{base + 36}'>{escape(self.x.name)}</text>"
-        yield f"<text class='faint' x='{_LEFT + 6}' y='{_TOP + 4}'>{escape(self.y.name)}</text>"
+        yield f"<text class='faint end-at' x='{right}' y='{base + 42}'>{escape(self.x.name)}</text>"
+        yield f"<text class='faint' x='0' y='14'>{escape(self.y.name)}</text>"
 
     def mark(self, at: float, word: str) -> str:
         """A vertical line."""
         x, _ = self.place(at, 0)
         return (
-            f"<path class='grid' d='M{x:.1f} {_TOP} V{_HEIGHT - _BOTTOM}'/>"
-            f"<text class='faint' x='{x + 5:.1f}' y='{_TOP + 20}'>{escape(word)}</text>"
+            f"<path class='grid' d='M{x:.1f} {_TOP} V{HEIGHT - _BOTTOM}'/>"
+            f"<text class='faint' x='{x + 5:.1f}' y='{_TOP - 6}'>{escape(word)}</text>"
         )
 
     def series(self, one: Series) -> Iterator[str]:
@@ -111,16 +123,22 @@ class _Frame:
         if len(places) > 1:
             way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             yield f"<polyline class='line {one.kind}' points='{way}'/>"
+        for (x, _), span in zip(one.points, one.spans, strict=False):
+            (at, low), (_, high) = (self.place(x, value) for value in span)
+            yield f"<path class='line {one.kind}' d='M{at:.1f} {low:.1f} V{high:.1f}'/>"
         if one.dots:
-            yield from (
-                f"<circle class='point {one.kind}' cx='{x:.1f}' cy='{y:.1f}' r='5'/>" for x, y in places
-            )
+            yield from map(self._dot, repeat(one.kind), places, chain(one.titles, repeat("")))
         last = (-math.inf, 0.0)
         for label, (x, y) in zip(one.labels, places, strict=False):
-            near = x - last[0] < 7 * len(label) + 12 and abs(y - last[1]) < 18
+            near = x - last[0] < _LETTER * len(label) + 12 and abs(y - last[1]) < 22
             crowded = one.below or near
-            down = 20 if crowded else -10
-            end = " end-at" if x > _WIDTH - 80 else ""
+            down = 22 if crowded else -10
+            end = " end-at" if x > WIDTH - 100 else ""
             if label:
                 yield f"<text class='{end}' x='{x:.1f}' y='{y + down:.1f}'>{escape(label)}</text>"
                 last = (x, y)
+
+    @staticmethod
+    def _dot(kind: str, place: tuple[float, float], title: str) -> str:
+        said = f"<title>{escape(title)}</title>" if title else ""
+        return f"<circle class='point {kind}' cx='{place[0]:.1f}' cy='{place[1]:.1f}' r='5'>{said}</circle>"

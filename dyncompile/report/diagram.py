@@ -64,6 +64,7 @@ def draw(network: Network) -> str:
     height = rows[-1].top + rows[-1].height
     text_at = _LANE + _STEP * (max(lanes, default=-1) + 1) + 4
     parts = [f"<path class='trunk' d='M{_TRUNK} {rows[0].middle:g} V{rows[-1].middle:g}'/>"]
+    parts.append(f"<text class='faint' x='{_BAR}' y='{rows[0].middle + 4:g}'>share of the MACs</text>")
     parts += _reaches(network, rows, lanes)
     most = max((block.macs for block in network.blocks), default=1.0) or 1.0
     for row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -156,16 +156,22 @@ def _training(history: History) -> Iterator[str]:
         (
             epoch.phase,
             str(epoch.epoch + 1),
-            *(f"{epoch.validation[n]:.4g}" if n in epoch.validation else "" for n in _NUMBERS),
+            *(say(epoch.validation[n]) if n in epoch.validation else "" for n, (_, say) in _NUMBERS.items()),
         )
         for epoch in history.epochs
     )
-    shown = table(("phase", "epoch", *_NUMBERS.values()), rows, numbers=(1, 2, 3, 4))
+    heads = ("phase", "epoch", *(head for head, _ in _NUMBERS.values()))
+    shown = table(heads, rows, numbers=(1, 2, 3, 4))
     open_ = " open" if len(history.epochs) <= 20 else ""
     yield f"<details{open_}><summary>Validation after every epoch</summary>{shown}</details>"
 
 
-_NUMBERS = {"loss": "loss", "metric": "metric", "macs": "share of MACs"}
+_NUMBERS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "loss": ("loss", "{:.4g}".format),
+    "metric": ("metric", "{:.4g}".format),
+    "macs": ("share of MACs", percent),
+}
+"""What was validated -> its head and how it is written."""
 
 
 def _losses(history: History) -> str:

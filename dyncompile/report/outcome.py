@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from dyncompile.report.charts import Axis, Series, around, plot
@@ -42,7 +42,9 @@ def outcome(dyn: DynamicModel, results: Results) -> dict[str, str]:
         parts["Use of each choice"] = _use(results.learned.use)
     for title, samples in (("Easy samples", results.easy), ("Hard samples", results.hard)):
         if samples:
-            parts[title] = f"<div class='samples'>{''.join(map(_figure, samples))}</div>"
+            parts[title] = (
+                f"<div class='samples'>{''.join(_figure(one, results.classes) for one in samples)}</div>"
+            )
     return parts
 
 
@@ -91,7 +93,7 @@ def _parts(shares: Mapping[str, float]) -> Iterator[str]:
     """The darker, the later the column; a word where there is room for it."""
     for number, (label, share) in enumerate(shares.items()):
         part = 18 + 62 * (number + 1) // max(len(shares), 2)
-        words = f"{label} {percent(share)}"
+        words = f"{label}: {percent(share)}"
         room = share > 0.011 * len(words)
         yield (
             f"<i style='width:{100 * share:.2f}%;--part:{part}%' title='{escape(words, quote=True)}'>"
@@ -99,20 +101,24 @@ def _parts(shares: Mapping[str, float]) -> Iterator[str]:
         )
 
 
-def _figure(sample: Sample) -> str:
+def _figure(sample: Sample, classes: Sequence[str]) -> str:
     picture = ""
     if sample.image is not None:
         coarse = " class='coarse'" if min(sample.image.shape[1:]) < _COARSE else ""
         picture = f"<img alt=''{coarse} src='{data_uri(sample.image)}'>"
     return (
-        f"<figure>{picture}<b>{percent(sample.share)}</b> of the MACs{_verdict(sample)}"
+        f"<figure>{picture}<b>{percent(sample.share)}</b> of the MACs{_verdict(sample, classes)}"
         f"<small>{escape(sample.route)}</small></figure>"
     )
 
 
-def _verdict(sample: Sample) -> str:
-    if sample.label is None:
+def _verdict(sample: Sample, classes: Sequence[str]) -> str:
+    if sample.label is None or sample.predicted is None:
         return ""
+    label, predicted = (
+        escape(classes[i]) if 0 <= i < len(classes) else f"class {i}"
+        for i in (sample.label, sample.predicted)
+    )
     if sample.label == sample.predicted:
-        return f"<br>class {sample.label} <span class='right'>✓</span>"
-    return f"<br>class {sample.label}, taken for <span class='wrong'>{sample.predicted}</span>"
+        return f"<br>{label} <span class='right'>✓</span>"
+    return f"<br>{label}, taken for <span class='wrong'>{predicted}</span>"

@@ -11,8 +11,9 @@ import torch
 
 from dyncompile.policies import Forced, Full, Learned, Policy, Smallest
 from dyncompile.program import SWITCHES, Domain
+from dyncompile.report.columns import column_routes
 from dyncompile.report.evaluation import Evaluation, evaluate_policy
-from dyncompile.report.samples import Sample, extremes
+from dyncompile.report.samples import Sample, class_names, extremes
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.state import GATES
 from dyncompile.train.columns import COLUMNS, column_shares
@@ -35,6 +36,7 @@ class Results:
         learned: by the decision nets; None where there are none.
         shifted: by the decision nets with a price of computation taken off their logits.
         easy, hard: the cheapest and the dearest samples.
+        classes: names of the classes, if the data set says them.
     """
 
     fixed: Mapping[str, Evaluation]
@@ -42,6 +44,7 @@ class Results:
     shifted: tuple[Evaluation, ...]
     easy: tuple[Sample, ...]
     hard: tuple[Sample, ...]
+    classes: tuple[str, ...] = ()
 
 
 def measure(dyn: DynamicModel, data: Any, watch: Watch = lambda stage, done, total: None) -> Results:
@@ -70,20 +73,15 @@ def measure(dyn: DynamicModel, data: Any, watch: Watch = lambda stage, done, tot
             shifted.append(evaluated(Learned()))
     easy, hard = extremes(dyn, data)
     watch("measuring", total, total)
-    return Results(ordered, learned, tuple(shifted), tuple(easy), tuple(hard))
+    return Results(ordered, learned, tuple(shifted), tuple(easy), tuple(hard), class_names(data))
 
 
 def _policies(dyn: DynamicModel) -> dict[str, Policy]:
-    """The columns of one-hot choices, all together; without any the two ends."""
-    one_hot = [choice for choice in dyn.choices.values() if choice.domain is Domain.ONE_HOT]
-    policies: dict[str, Policy] = {}
-    for column in range(max((choice.width for choice in one_hot), default=0)):
-        columns = {choice.name: min(column, choice.width - 1) for choice in one_hot}
-        labels = sorted({c.labels[columns[c.name]] if c.labels else str(column) for c in one_hot})
-        policies[" / ".join(labels)] = Forced(dyn.route(columns))
-    if not one_hot or len(one_hot) < len(dyn.choices):
-        policies = {"cheapest": Smallest(), **policies, "full": Full()}
-    return policies
+    """The columns of one-hot choices, all together; where other choices are, or none, the two ends too."""
+    policies: dict[str, Policy] = {name: Forced(route) for name, route in column_routes(dyn).items()}
+    if policies and all(choice.domain is Domain.ONE_HOT for choice in dyn.choices.values()):
+        return policies
+    return {"cheapest": Smallest(), **policies, "full": Full()}
 
 
 # -- prices -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from dyncompile.policies import Learned
 from dyncompile.program import Choice, Domain
@@ -29,7 +30,7 @@ class Sample:
     """One sample.
 
     Attributes:
-        share: of the source's MACs, decision nets not included.
+        share: of the source's MACs, decision nets included.
         route: in words.
         image: its picture [C, H, W] if it is one.
         label, predicted: classes by number; None where a sample has not one label.
@@ -44,13 +45,13 @@ class Sample:
 
 @torch.no_grad()
 def extremes(dyn: DynamicModel, data: Any, *, count: int = 6) -> tuple[list[Sample], list[Sample]]:
-    """(cheapest, dearest) samples by the MACs of their learned routes, decision nets not included."""
+    """(cheapest, dearest) samples by what their learned routes spend, decisions included."""
     found: list[Sample] = []
     with world(None, (), None) as here, evaluating(dyn):
         stream = open_stream(data, Layout(64, 1, 0, 1, training=False), here)
         for batch in Feed(stream, dyn.program, here.device).epoch(0):
             record = dyn.record(*batch.args, policy=Learned(), execution="sparse", **batch.kwargs)
-            shares: list[float] = (dyn.macs(record.route) / dyn.static_macs).tolist()  # pyright: ignore
+            shares: list[float] = (dyn.spent(record.route) / dyn.static_macs).tolist()  # pyright: ignore
             images, classes = _images(batch), _classes(record.output, batch)
             for row, share in enumerate(shares):
                 words = route_in_words({n: rows[row] for n, rows in record.route.items()}, dyn.choices)
@@ -58,6 +59,14 @@ def extremes(dyn: DynamicModel, data: Any, *, count: int = 6) -> tuple[list[Samp
                 found.append(Sample(share, words, image, *classes[row : row + 1].flatten().tolist()))  # pyright: ignore
             found = _outermost(found, count)
     return found[:count], found[count:][::-1][:count]
+
+
+def class_names(data: Any) -> tuple[str, ...]:
+    """What a data set of torchvision's kind calls its classes, also below a `Subset`; empty if nothing."""
+    while isinstance(data, Subset):
+        data = data.dataset  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    found: Any = getattr(data, "classes", ())  # pyright: ignore[reportUnknownArgumentType]
+    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()  # pyright: ignore
 
 
 def _outermost(found: list[Sample], count: int) -> list[Sample]:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from dyncompile.latency.ratios import Ratio
+from dyncompile.report.charts import HEIGHT, WIDTH, Axis, Series, drawing
 
-_WIDTH, _HEIGHT, _EDGE = 640, 420, 56
-_COLORS = ("#36c", "#c33", "#383", "#a60", "#727")
+_HEAD = 56
+"""Above the plot: a title, and what the colors are."""
+_COLORS = ("#2f6fde", "#c93a3a", "#168a66", "#c96f1a", "#7d55c7", "#bb3a7c")
+_STYLE = (
+    "text { font: 12px system-ui, sans-serif; fill: #1b2230; paint-order: stroke; stroke: white; "
+    "stroke-width: 3px } .faint { fill: #667184 } .end-at { text-anchor: end } "
+    ".center { text-anchor: middle } .grid { stroke: #dde2ea } .axis { stroke: #667184 } "
+    ".line { fill: none; stroke-width: 1.5 } "
+    ".ideal { stroke: #a3acb9; stroke-dasharray: 4 4 } "
+)
 
 
 @dataclass(frozen=True)
@@ -23,42 +32,43 @@ class TimedPoint:
 
 
 def timing_plot(points: Sequence[TimedPoint], title: str) -> str:
-    """Points at (share of MACs, share of time) with quartiles; on the diagonal time falls as MACs do."""
-    most = max(1.0, *(max(one.macs, one.time.high) for one in points)) * 1.05
-    base, right = _HEIGHT - _EDGE, _WIDTH - 3 * _EDGE
-
-    def x(share: float) -> float:
-        return _EDGE + (right - _EDGE) * share / most
-
-    def y(share: float) -> float:
-        return base - (base - _EDGE) * share / most
-
+    """Points at (share of MACs, share of time) with quartiles; on the dashed line time falls as MACs do."""
+    most = 1.08 * max(1.0, *(max(one.macs, one.time.high) for one in points))
     groups = list(dict.fromkeys(one.group for one in points))
-    marks = [
-        f"<path d='M{_EDGE} {_EDGE} V{base} H{right}' stroke='#999' fill='none'/>",
-        f"<path d='M{x(0):.1f} {y(0):.1f} L{x(most):.1f} {y(most):.1f}' stroke='#bbb' "
-        "stroke-dasharray='4 4' fill='none'/>",
-        _words(_EDGE, _EDGE - 28, title),
-        _words(_EDGE, _EDGE - 10, f"time, 0 to {most:.0%} of the source"),
-        _words(right - 150, base + 34, f"MACs, 0 to {most:.0%} of the source"),
-    ]
-    for row, group in enumerate(groups):
-        color = _COLORS[row % len(_COLORS)]
-        marks.append(f"<circle cx='{right + 20}' cy='{_EDGE + 18 * row}' r='5' fill='{color}'/>")
-        marks.append(_words(right + 32, _EDGE + 18 * row + 4, group))
-        for one in (point for point in points if point.group == group):
-            at, low, high = x(one.macs), y(one.time.low), y(one.time.high)
-            marks.append(f"<path d='M{at:.1f} {low:.1f} V{high:.1f}' stroke='{color}'/>")
-            tip = f"<title>{escape(one.name)}: {one.macs:.1%} of MACs, {one.time.median:.1%} of time</title>"
-            middle = y(one.time.median)
-            marks.append(f"<circle cx='{at:.1f}' cy='{middle:.1f}' r='4' fill='{color}'>{tip}</circle>")
-            marks.append(_words(at + 7, middle - 5, one.name))
-    style = "<style>text { font: 12px system-ui, sans-serif; fill: #444 }</style>"
+    series = [_series(n, [one for one in points if one.group == group]) for n, group in enumerate(groups)]
+    ideal = Series("ideal", [(0.0, 0.0), (most, most)], dots=False)
+    x, y = (Axis(f"{name}, share of the source's", 0.0, most, percent=True) for name in ("MACs", "time"))
+    colors = "".join(f".g{n} {{ stroke: {c} }} .point.g{n} {{ fill: {c} }} " for n, c in enumerate(_COLORS))
     return (
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {_HEIGHT}' width='{_WIDTH}' "
-        f"role='img'>{style}<rect width='100%' height='100%' fill='white'/>{''.join(marks)}</svg>\n"
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='-12 0 {WIDTH + 12} {HEIGHT + _HEAD}' "
+        f"width='{WIDTH + 12}' role='img'><style>{_STYLE}{colors}</style>"
+        f"<rect x='-12' width='100%' height='100%' fill='white'/>"
+        f"<text y='20' style='font-size: 15px'>{escape(title)}</text>{''.join(_legend(groups))}"
+        f"<g transform='translate(0 {_HEAD})'>{drawing(x, y, [ideal, *series])}</g></svg>\n"
     )
 
 
-def _words(x: float, y: float, text: str) -> str:
-    return f"<text x='{x:.1f}' y='{y:.1f}'>{escape(text)}</text>"
+def _kind(number: int) -> str:
+    return f"g{number % len(_COLORS)}"
+
+
+def _series(number: int, points: Sequence[TimedPoint]) -> Series:
+    """A line from the cheapest to the dearest; every second one has its names below."""
+    ordered = sorted(points, key=lambda one: one.macs)
+    return Series(
+        _kind(number),
+        [(one.macs, one.time.median) for one in ordered],
+        [one.name.removeprefix(one.group).strip() for one in ordered],
+        below=number % 2 == 1,
+        spans=[(one.time.low, one.time.high) for one in ordered],
+        titles=[f"{one.name}: {one.macs:.1%} of MACs, {one.time.median:.1%} of time" for one in ordered],
+    )
+
+
+def _legend(groups: Sequence[str]) -> Iterator[str]:
+    x = 6.0
+    for number, group in enumerate(groups):
+        yield f"<circle class='point {_kind(number)}' cx='{x:g}' cy='40' r='5'/>"
+        yield f"<text x='{x + 10:g}' y='44'>{escape(group)}</text>"
+        x += 40 + 7 * len(group)
+    yield f"<text class='faint' x='{x:g}' y='44'>dashed: time falls as MACs do</text>"

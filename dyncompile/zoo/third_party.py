@@ -13,8 +13,8 @@ import torch
 
 from dyncompile.errors import SpecError
 
-_EXTRA = {"timm": "timm", "torchvision": "timm", "transformers": "hf"}
-_USES_TORCHVISION = frozenset({"timm", "transformers"})
+_EXTRA = {"timm": "timm", "torchvision": "timm", "transformers": "hf", "lightning": "lightning"}
+_USES_TORCHVISION = frozenset({"timm", "transformers", "lightning"})
 _MISMATCH = "operator torchvision::nms does not exist"
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,8 @@ def _save_pt2(program: torch.export.ExportedProgram, call: Call, path: Path) -> 
 def _save_onnx(program: torch.export.ExportedProgram, call: Call, path: Path) -> Run:
     onnx: Any = torch.onnx
     try:
-        made = onnx.export(program, dynamo=True, verbose=False, output_names=list(call.outputs) or None)
+        with errors_only("onnx_ir"):
+            made = onnx.export(program, dynamo=True, verbose=False, output_names=list(call.outputs) or None)
         made.save(path)
     except Exception as error:  # translation may fail in any way
         raise _refused("torch.onnx.export", error) from error
@@ -100,6 +103,18 @@ def _save_onnx(program: torch.export.ExportedProgram, call: Call, path: Path) ->
         return [torch.as_tensor(value) for value in session.run(None, feed)]
 
     return run
+
+
+@contextmanager
+def errors_only(library: str) -> Generator[None]:
+    """Keep a library's remarks on what it leaves as it is from the user's terminal."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -1,8 +1,6 @@
-"""Damaged and hostile files: nothing but the library's own error may come of them.
+"""Sound files with one thing wrong: cut, flipped, edited, or made to attack whoever reads them.
 
-``python -m benchmarks fuzz`` runs 10,000 in ten minutes; `tests/test_fuzz.py` some hundred. An audit hook
-watches for calls of the system, sockets, and writes outside the working folder; the peak of the process's
-memory tells an input that took more than its due.
+A mutation takes the bytes of a file and where an attack that succeeds is to leave its mark; it gives bytes.
 """
 
 from __future__ import annotations
@@ -12,31 +10,13 @@ import json
 import os
 import pickle
 import random
-import resource
-import sys
-import tempfile
-import time
 import zipfile
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from safetensors.torch import save_file
-from torch import nn
 
-import dyncompile as dc
-from benchmarks.record import write
-from dyncompile.foreign import load_state, read_state_dict
-
-COUNT = 10_000
-LARGEST = 200
-"""MB by which one input may raise the most memory that the process ever held."""
 _HOSTILE: tuple[Any, ...] = (
     "../../../outside",
     "/etc/passwd",
@@ -61,134 +41,13 @@ _HOSTILE: tuple[Any, ...] = (
     "float32",
     "nn",
 )
-_WATCHED = (
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.fork",
-    "subprocess.Popen",
-    "socket.connect",
-    "os.putenv",
-)
-_WRITES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate")
 
 
-@dataclass
-class Outcome:
-    """What came of the inputs: how many of each kind, and everything that should not have happened."""
+def mutate(draw: random.Random, sound: Path, target: Path, owned: Path) -> str:
+    """Copy a sound folder or file to `target` with one of its files damaged; returns how.
 
-    counts: Counter[str] = field(default_factory=Counter[str])
-    failures: list[str] = field(default_factory=list[str])
-
-
-class _Watch:
-    """Records what an audit hook sees while it is on; hooks cannot be taken out again, so there is one."""
-
-    def __init__(self) -> None:
-        self.folder = ""
-        self.seen: list[str] = []
-        sys.addaudithook(self._audit)
-
-    def _audit(self, event: str, given: tuple[Any, ...]) -> None:
-        if not self.folder:
-            return
-        if event in _WATCHED:
-            self.seen.append(f"{event} {given}")
-        opens = event == "open" and isinstance(given[1], str) and set(given[1]) & set("wax+")
-        if (opens or event in _WRITES) and not self._inside(given[0]):
-            self.seen.append(f"{event} {given}")
-
-    def _inside(self, path: Any) -> bool:
-        text = os.fsdecode(path) if isinstance(path, str | bytes) else ""
-        return not text or os.path.abspath(text).startswith((self.folder, "/dev/"))
-
-
-_WATCH: list[_Watch] = []
-
-
-def network() -> nn.Module:
-    """Small, with all that checkpoints hold: norms, statistics, a counter."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, 2),
-    ).eval()
-
-
-def prepare(folder: Path) -> dict[str, Path]:
-    """Sound files to start from: what is read -> the folder or the file."""
-    dyn = dc.dynamize(network(), "dsnet(divisor=1, minimum=1, gate=False)", torch.randn(2, 3, 8, 8))
-    state = network().state_dict()
-    dc.save(dyn, folder / "saved")
-    dc.save(dyn, folder / "sharded", shard_size=100)
-    torch.save(state, folder / "new.pth")
-    torch.save({"state_dict": state}, folder / "old.pt", _use_new_zipfile_serialization=False)
-    save_file(state, folder / "plain.safetensors")
-    return {path.name: path for path in folder.iterdir()}
-
-
-def run_inputs(count: int, seed: int, folder: Path, show: Callable[[Any], Any] = iter) -> Outcome:
-    """Mutate and read `count` inputs in `folder`."""
-    draw, outcome = random.Random(seed), Outcome()
-    _WATCH[:] = _WATCH or [_Watch()]
-    (folder / "sound").mkdir(parents=True)
-    sound = prepare(folder / "sound")
-    for number in show(range(count)):
-        place = folder / "input"
-        place.mkdir()
-        name = draw.choice(list(sound))
-        target = place / name
-        kind = _mutate(draw, sound[name], target, folder / "owned")
-        peak = _peak()
-        _WATCH[0].folder, _WATCH[0].seen = str(place), []
-        try:
-            _read(target, alone=draw.random() < 0.7)
-            outcome.counts["read"] += 1
-        except dc.DyncompileError:
-            outcome.counts["refused"] += 1
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            outcome.failures.append(f"{seed}:{number} {name} {kind}: {type(error).__name__}: {error}"[:300])
-        finally:
-            _WATCH[0].folder = ""
-        outcome.failures += [f"{seed}:{number} {name} {kind}: {seen}"[:300] for seen in _WATCH[0].seen]
-        if _peak() - peak > LARGEST:
-            outcome.failures.append(f"{seed}:{number} {name} {kind}: took {_peak() - peak} MB")
-        outcome.counts[kind] += 1
-        if (folder / "owned").exists() or sorted(os.listdir(folder)) != ["input", "sound"]:
-            outcome.failures.append(f"{seed}:{number} {name} {kind}: wrote outside")
-        _clear(place)
-    return outcome
-
-
-def _peak() -> int:
-    """The most memory that the process has held so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-
-
-def _clear(place: Path) -> None:
-    for path in sorted(place.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    place.rmdir()
-
-
-def _read(target: Path, *, alone: bool) -> None:
-    """As users do: a folder `alone` or with its source, a file into its architecture."""
-    if target.is_dir():
-        dc.load(target, source=None if alone else network())
-    else:
-        load_state(network(), read_state_dict(target))
-
-
-# -- mutations --------------------------------------------------------------------------------------
-
-
-def _mutate(draw: random.Random, sound: Path, target: Path, owned: Path) -> str:
+    An attack that succeeds makes the file `owned`.
+    """
     if sound.is_dir():
         target.mkdir()
         for path in sound.iterdir():
@@ -343,28 +202,3 @@ def _attack(draw: random.Random, content: bytes, owned: Path) -> bytes:
         return pickle.dumps(holder, protocol=draw.randrange(5))
     torch.save(holder, made, _use_new_zipfile_serialization=how == 0)
     return made.getvalue()
-
-
-def run(count: int = COUNT, seed: int = 0) -> dict[str, Any]:
-    """Figures by label; raises SystemExit where anything went wrong."""
-    before, began = _peak(), time.process_time()
-
-    def shown(numbers: Any) -> Any:
-        return track(numbers, description="fuzz", console=Console(stderr=True))
-
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = run_inputs(count, seed, Path(folder).resolve() / "work", shown)
-    figures = {
-        **dict(outcome.counts),
-        "failures": len(outcome.failures),
-        "peak memory grew by MB": _peak() - before,
-        "CPU seconds": round(time.process_time() - began),
-    }
-    write("fuzz", {"inputs": count, "seed": seed, **figures})
-    if outcome.failures:
-        raise SystemExit("\n".join(outcome.failures))
-    return figures
-
-
-if __name__ == "__main__":
-    print(run(*map(int, sys.argv[1:])))
