@@ -92,11 +92,20 @@ def _execute(runs: list[Run], console: Console, *, progress: bool) -> None:
     if not runs:
         return
     data, start = load(), time.perf_counter()
+    failed: list[DyncompileError] = []
     for number, run in enumerate(runs):
         spent = time.perf_counter() - start
         left = f", about {spent / number * (len(runs) - number) / 60:.0f} min left" if number else ""
         console.print(f"run {number + 1} of {len(runs)}: {run.name}{left}", highlight=False)
-        execute(run, data, progress=progress)
+        try:
+            execute(run, data, progress=progress)
+        except DyncompileError as error:  # a target out of reach: hours of other runs must not wait for it
+            console.print(str(error), markup=False)
+            failed.append(error)
+    if failed:
+        raise DyncompileError(
+            f"{len(failed)} of {len(runs)} runs failed", fix="read what each of them says above"
+        )
 
 
 if __name__ == "__main__":
