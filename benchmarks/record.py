@@ -24,8 +24,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def read(name: str, key: str) -> dict[str, Any]:
-    """What ``results/NAME.json`` holds under `key` so far."""
+def read(name: str, key: str) -> Any:
+    """What ``results/NAME.json`` holds under `key` so far; an empty dict without results."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text())[key] if path.exists() else {}
 
