@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dyncompile.cost import Cost, ModelMacs
-from dyncompile.errors import InputError
+from dyncompile.errors import DyncompileWarning, InputError
 from dyncompile.policies import Learned
 from dyncompile.processes import mean_over_all
 from dyncompile.program import SWITCHES, Choice, Domain
@@ -52,6 +52,14 @@ _RAISED = 4
 """With gains, doublings of a price below 0 at most."""
 
 
+_FAR = 0.1
+"""Share of the source's cost that calibration can move without a warning."""
+
+
+class CalibrationWarning(DyncompileWarning):
+    """Decision nets that calibration moved far from what they were trained for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What calibration did. Shares are of the source's cost, decision nets included, mean over samples.
@@ -71,6 +79,22 @@ class Calibration:
     alpha: float
     within: bool
     unit: str = "MACs"
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the cost moved by more than a tenth of the source's: other routes than trained run then."""
+        return abs(self.reached - self.before) > _FAR
+
+    @property
+    def warning(self) -> str:
+        """What moving so far means, and what to do about it."""
+        return (
+            f"training ended at {self.before:.1%} of the source's {self.unit}, and calibration moved that to "
+            f"{self.reached:.1%} (target {self.target:.1%}) by a price on every column: samples now take "
+            "routes that were hardly trained, and accuracy may have fallen. Train longer, give the budget "
+            "more weight (Budget(rate=, damping=)) or the whole phase (ramp=0), ask for a target nearer to "
+            "where training ended, or let phases calibrate as they go (Phase(calibrate=True))"
+        )
 
 
 def calibrate(
