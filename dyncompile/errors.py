@@ -69,3 +69,7 @@ class CheckpointError(DyncompileError):
 
 class TrainingError(DyncompileError):
     """Training that cannot go on: a loss that is no longer finite."""
+
+
+class DyncompileWarning(UserWarning):
+    """Base of every warning that dyncompile gives on purpose: work goes on, its result may disappoint."""

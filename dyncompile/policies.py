@@ -92,11 +92,13 @@ class Sampled:
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
         """One-hot rows; gains that are 0 or from a half to 1, evenly often; random bits in other domains.
 
-        Rows of the simplex are one-hot or share their weight between two columns, evenly often; coefficients
-        of a mixture come from [0, 1).
+        Rows of the simplex are one-hot or share their weight between two columns, evenly often, unless
+        selection keeps one at most; coefficients of a mixture come from [0, 1).
         """
         generator = generator_of(f"{self.seed}:{choice.name}")
         draw = _DRAWS.get(choice.domain, _random_bits)
+        if choice.selection is not None and choice.selection.top == 1:
+            draw = _random_columns  # a sum of columns is never selected
         return draw(rows if self.per_sample else 1, choice.width, generator).expand(rows, -1)
 
 

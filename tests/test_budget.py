@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, cast
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 import dyncompile as dc
 from dyncompile.program import Choice, Domain
 from dyncompile.runtime.model import Record
-from dyncompile.train import Batch, Clock, Moment
+from dyncompile.train import Batch, Clock, Moment, Optimization, Recipe
 from dyncompile.train.budget import Budget, HingeBudget, RatioBudget
-from dyncompile.train.calibrate import calibrate
+from dyncompile.train.calibrate import Calibration, CalibrationWarning, calibrate
+from dyncompile.train.diagnostics import CollapseWarning
+from dyncompile.train.recipes.parts import gate_phase
 from tests.support import snapshot
 
 COSTS = torch.tensor([100.0, 400.0, 1000.0], dtype=torch.float64)
@@ -270,6 +273,38 @@ def test_biases_move_by_the_price_of_their_columns() -> None:
     found = calibrate(dyn, samples(), 0.5)
     shares = torch.cat([dyn.macs(dyn.route(column)) for column in range(4)]) / dyn.static_macs
     torch.testing.assert_close(bias.detach(), before - (found.alpha * shares).float())
+
+
+@pytest.mark.filterwarnings("ignore::dyncompile.train.diagnostics.CollapseWarning")
+def test_training_that_ends_far_from_its_budget_says_so() -> None:
+    """An untrained gate takes the whole network; a budget that has no time to work leaves it there."""
+    frozen = Optimization(rate=0.0)
+    phase = gate_phase(epochs=1, target=0.5, supervision="none", gates=frozen)
+    data = [(one.args[0], torch.zeros(len(one.args[0])).long()) for one in samples()]
+    with pytest.warns(
+        CalibrationWarning, match=r"ended at 10\d\.\d%.*target 50\.0%.*Train longer, give the"
+    ) as found:
+        done = dc.fit(gated(), Recipe("gates", (phase,), target=0.5), data, data, progress=False)
+    assert done.calibration is not None
+    assert done.calibration["before"] > 1
+    assert len([one for one in found if issubclass(one.category, CalibrationWarning)]) == 1
+
+
+def test_without_a_budget_calibration_is_meant_to_move() -> None:
+    phase = gate_phase(epochs=1, target=0.5, supervision="worth", gates=Optimization(rate=0.0))
+    data = [(one.args[0], torch.zeros(len(one.args[0])).long()) for one in samples()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        done = dc.fit(gated(), Recipe("gates", (phase,), target=0.5), data, data, progress=False)
+    assert done.calibration is not None
+    assert done.calibration["reached"] < done.calibration["before"] - 0.1
+
+
+def test_the_distance_that_counts_as_far() -> None:
+    assert not Calibration(0.5, 0.59, 0.5, 1.0, within=True).is_far
+    assert Calibration(0.5, 0.61, 0.5, 1.0, within=True).is_far
+    assert Calibration(0.5, 0.39, 0.5, -1.0, within=True).is_far
+    assert not Calibration(0.5, 0.9, 0.85, 9.0, within=False).is_far
 
 
 def test_equal_logits_cannot_be_separated() -> None:

@@ -273,16 +273,6 @@ def test_a_target_below_what_skipping_all_costs_is_refused_before_training() -> 
     assert all(torch.equal(value, before[name]) for name, value in snapshot(dyn).items())
 
 
-def test_calibration_from_afar_is_said() -> None:
-    dyn = gated()
-    turn, at_rest = Turn(lambda clock: Learned(), {"task": TaskLoss()}), Optimization(rate=0.0)
-    still = Phase("gates", (turn,), 1, trains="gates", gates=at_rest, frozen_norms=True)
-    share = mean_share(dyn)
-    with pytest.warns(UserWarning, match=f"ended at {share:.1%} .*and {0.6 * share:.1%} are asked"):
-        fit(dyn, Recipe("test", (still,), target=0.6 * share), discs(64, 0), samples_of(300), progress=False)
-    fit(gated(), Recipe("test", (still,), target=share), discs(64, 0), samples_of(300), progress=False)
-
-
 def test_the_teacher_of_consistency_sees_the_samples_as_loaded() -> None:
     dyn = gated()
     loaded: list[Tensor] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytest
@@ -18,7 +18,7 @@ from dyncompile.runtime.model import Record
 from dyncompile.train import Batch, Clock, Moment
 from dyncompile.train.objectives import Consistency, Distillation, TaskLoss, logits_of, target_of
 from dyncompile.train.sparsification import ExpectedLoss, Sparsification
-from dyncompile.train.worth import Worth
+from dyncompile.train.worth import RouteWorth, Worth
 
 LABELS = torch.tensor([0, 2, 1])
 STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.5, 2.0], [0.0, 3.0, 0.0]])
@@ -293,6 +293,34 @@ def test_worth_is_for_one_gate() -> None:
     dyn = Scripted(saying(RIGHT), {"a": 3, "b": 3})
     with pytest.raises(dc.SpecError, match="this model has 2"):
         Worth()(Given(None, LABELS, {}, dyn).moment)
+
+
+def test_worth_of_routes_by_hand() -> None:
+    outputs, full = torch.randn(3, 4), torch.randn(3, 4)
+    logits = {"a": torch.randn(3, 3, requires_grad=True), "b": torch.randn(3, 2, requires_grad=True)}
+    columns = {"a": [2, 0, 1], "b": [0, 1, 0]}
+    route = {
+        name: F.one_hot(torch.tensor(own), logits[name].shape[1]).float() for name, own in columns.items()
+    }
+    given = Given(outputs, LABELS, logits, Scripted(outputs[None], {"a": 3, "b": 2}), {dc.Full(): full})
+    moment = replace(given.moment, record=Record(outputs, route, logits))
+    total = torch.zeros(())
+    for sample, label in enumerate(LABELS.tolist()):
+        lost = full[sample].softmax(0)[label] - outputs[sample].softmax(0)[label]
+        share = sum(own[sample, -1] - own[sample, columns[name][sample]] for name, own in logits.items())
+        total = total + (share - lost / 0.2) ** 2
+    found = RouteWorth(temperature=0.2)(moment)
+    torch.testing.assert_close(found, total / 3)
+    gradients = torch.autograd.grad(found, [*logits.values()])
+    assert all(bool(one.abs().sum() > 0) for one in gradients)
+
+
+def test_worth_of_routes_is_refused_without_gates_and_without_warmth() -> None:
+    dyn = Scripted(saying(RIGHT), {"a": 3})
+    with pytest.raises(dc.SpecError, match="does not ask"):
+        RouteWorth()(Given(None, LABELS, {}, dyn, {dc.Full(): TEACHER}).moment)
+    with pytest.raises(dc.SpecError, match="positive"):
+        RouteWorth(temperature=0.0)
 
 
 def test_expected_loss_is_for_one_gate() -> None:

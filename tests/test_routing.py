@@ -412,7 +412,7 @@ def test_what_is_written_into_has_no_alternatives() -> None:
 # -- training ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::dyncompile.train.diagnostics.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::dyncompile.errors.DyncompileWarning")
 def test_the_recipe_fits_alternatives_and_meets_its_budget() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(128, 3, 8, 8), torch.arange(128) % 4
@@ -439,6 +439,46 @@ def test_the_recipe_fits_alternatives_and_meets_its_budget() -> None:
     assert done.calibration["reached"] == pytest.approx(0.6, abs=0.05)
     tasks = [step.terms["task"] for step in done.steps if "task" in step.terms]
     assert sum(tasks[-4:]) < sum(tasks[:4])
+
+
+@pytest.mark.filterwarnings("ignore::dyncompile.errors.DyncompileWarning")
+def test_the_recipe_by_worth_trains_what_will_run() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(128, 3, 8, 8), torch.arange(128) % 4
+    dyn = source(Cnn).dynamic("routing(candidates=('separable3', 'narrow'), top=1)")
+    recipe = dc.recipes.routing(target=0.7, teaching="worth", joint_epochs=1, router_epochs=2, hard_epochs=2)
+    assert [(phase.name, phase.trains, phase.calibrate) for phase in recipe.phases] == [
+        ("branches", "inserted", False),
+        ("joint", "base", False),
+        ("routers", "gates", False),
+        ("hard", "base", True),
+    ]
+    data, first = TensorDataset(x, y), Recipe("shared", recipe.phases[:3])
+    shared = dc.fit(dyn, first, data, batch_size=32, progress=False)
+    assert shared.calibration is None
+    learned = {n: value for n, value in snapshot(dyn).items() if n.startswith("dyn.gates.")}
+    assert all(bool(value.any()) for n, value in learned.items() if n.endswith("head.weight")), "0 at first"
+    last = Recipe("hard", recipe.phases[3:], target=0.7)
+    done = dc.fit(dyn, last, data, data, batch_size=32, progress=False)
+    per_epoch = len(done.steps) // 2
+    for epoch in range(2):  # each epoch starts at the target, which the network then moves away from
+        start = done.steps[epoch * per_epoch].macs
+        assert start == pytest.approx(0.7, abs=0.12), "one batch of 32, with norms that see it"
+    assert done.calibration is not None
+    assert done.calibration["reached"] == pytest.approx(0.7, abs=0.03)
+    moved = {n for n, value in learned.items() if not torch.equal(value, dyn.state_dict()[n])}
+    assert moved == {f"dyn.gates.{choice}.head.bias" for choice in dyn.gated}
+    with pytest.raises(dc.SpecError, match="relaxed routes or by worth"):
+        dc.recipes.routing(teaching="hope")  # pyright: ignore[reportArgumentType]
+
+
+def test_random_routes_are_those_that_selection_can_give() -> None:
+    one, several = (
+        Choice("c", Domain.SIMPLEX, (1.0, 0.0), (0.0, 1.0), (), Selection(0.5, top)) for top in (1, 0)
+    )
+    draw = dc.Sampled(0, per_sample=True)
+    assert set(draw.decide(one, 64, None).flatten().tolist()) == {0.0, 1.0}
+    assert len(draw.decide(several, 64, None).unique()) > 2
 
 
 # -- the zoo -----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import dyncompile as dc
 from benchmarks.fashion.data import Split
 from dyncompile.latency import compare
-from dyncompile.train.diagnostics import summarize
+from dyncompile.train.diagnostics import ChoiceUse, summarize
 
 BATCHES = (1, 256)
 _SINGLES = 32
@@ -33,16 +33,40 @@ def learned(dyn: dc.DynamicModel, split: Split) -> tuple[dict[str, Any], dict[st
     route = {name: torch.cat([one[name] for one in routes]) for name in dyn.choices}
     path = float(dyn.macs(route).mean()) / dyn.static_macs
     deciding = float(dyn.spent(route).mean()) / dyn.static_macs - path
-    use = asdict(summarize([route], dyn.choices))
+    summary = summarize([route], dyn.choices)
+    use = asdict(summary)
     found = {
         "accuracy": float(torch.cat(right).float().mean()),
         "share": path + deciding,
         "path_share": path,
         "decision_share": deciding,
         "routes": _by_route(dyn, route, torch.cat(right)),
-        "use": {key: use[key] for key in ("unique", "possible", "entropy", "top")},
+        "use": {
+            **{key: use[key] for key in ("unique", "possible", "entropy", "top")},
+            "choices": {name: _taken(one) for name, one in summary.choices.items() if one.exclusive},
+        },
+        **_parameters(dyn, route),
     }
     return found, route
+
+
+def _taken(use: ChoiceUse) -> dict[str, Any]:
+    """Share of the samples that take each alternative, and whether one that is offered is all or nothing."""
+    columns = dict(zip(use.labels, use.columns, strict=True))
+    return {
+        "columns": columns,
+        "entropy": use.entropy,
+        "extreme": not all(0.01 <= n <= 0.99 for n in use.columns),
+    }
+
+
+def _parameters(dyn: dc.DynamicModel, route: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Parameters over the source's: those that a path reads, mean over samples, and those that are stored."""
+    if dyn.by_size is not None:
+        return {}
+    own = sum(p.numel() for name, p in dyn.named_parameters() if not name.startswith("dyn."))
+    active = float(dyn.active_parameters(route).mean())
+    return {"active_parameter_share": active / own, "stored_parameter_share": dyn.stored_parameters / own}
 
 
 def _by_route(dyn: dc.DynamicModel, route: Mapping[str, Tensor], right: Tensor) -> list[dict[str, Any]]:

@@ -134,22 +134,23 @@ _LAYERS = dict.fromkeys(EFFORTS, "lcnet(channels=False, grid=2)")
 
 
 _ROUTING = {
-    "resnet": "routing(candidates=('identity', 'separable3', 'narrow', 'lowrank'), grid=2)",
-    "vit": "routing(candidates=('identity', 'narrow', 'lowrank'))",
+    "resnet": "routing(candidates=('separable3', 'narrow'), top=1, grid=2)",
+    "vit": "routing(candidates=('identity', 'narrow'), top=1)",
 }
 
 
 def _routing(effort: Effort, target: float) -> Recipe:
-    """As many epochs as the other methods: a quarter for alternatives, the rest for everything together."""
-    alone = max(1, effort.base // 4)
+    """As many epochs as the other methods, half of them on the routes that are selected at the target."""
+    total = effort.base + effort.gates
+    hard = max(1, total // 2)
     return dc.recipes.routing(
         target=target,
-        branch_epochs=alone,
+        teaching="worth",
+        branch_epochs=1,
+        joint_epochs=max(1, total - hard - 2),
         router_epochs=1,
-        joint_epochs=max(1, effort.base - alone),
-        hard_epochs=max(1, effort.gates - 1),
+        hard_epochs=hard,
         base=Optimization(rate=effort.rate / 2, decay=0.02),
-        gates=Optimization(rate=_GATE_RATE),
     )
 
 
@@ -225,7 +226,7 @@ METHODS: Mapping[str, Method] = {
     "lcnet": _lc("grid=2", (0.7, 0.5, 0.3)),
     "lcnet-layers": Method(_LAYERS, _lcnet, shared=0, base="lcnet-layers", targets=(0.5,)),
     "lcnet-channels": _lc("layers=False, grid=2", (0.5,)),
-    "routing": Method(_ROUTING, _routing, shared=1, base="routing"),
+    "routing": Method(_ROUTING, _routing, shared=3, base="routing"),
     "resolution": Method(_RESOLUTION, _resolution, shared=1, base="resolution"),
     "basisnet": Method(_BASISNET, _basisnet, shared=1, base="basisnet"),
     # Whoever leaves at the first place has spent 37 % on the ResNet: 30 % is out of reach.

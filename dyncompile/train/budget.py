@@ -21,7 +21,7 @@ from torch import Tensor
 from dyncompile.errors import SpecError
 from dyncompile.processes import mean_over_all
 from dyncompile.train.columns import check_share, check_target, reachable_shares
-from dyncompile.train.phase import Moment
+from dyncompile.train.phase import Moment, Recipe
 
 _NEAR = 0.05
 """Error (in `cost`) from which on the multiplier moves at full rate."""
@@ -166,6 +166,12 @@ class HingeBudget:
         _, span = _range(moment)
         excess = (route_share(moment).mean() - self.target) / span
         return (self.weight * excess.clamp(min=0)).float()
+
+
+def holds_budget(recipe: Recipe) -> bool:
+    """Whether some phase trains decision nets towards a cost, straight or through a term around a budget."""
+    terms = [term for phase in recipe.phases for turn in phase.turns for term in turn.terms.values()]
+    return any(isinstance(getattr(term, "term", term), Budget | RatioBudget | HingeBudget) for term in terms)
 
 
 def _range(moment: Moment) -> tuple[float, float]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dyncompile.cost import Cost, ModelMacs
-from dyncompile.errors import InputError
+from dyncompile.errors import DyncompileWarning, InputError
 from dyncompile.policies import Learned
 from dyncompile.processes import mean_over_all
 from dyncompile.program import SWITCHES, Choice, Domain
@@ -51,12 +51,13 @@ _CAREFUL = 64
 _RAISED = 4
 """With gains, doublings of a price below 0 at most."""
 
-_FAR = 0.2
-"""Distance from the target, relative to it, from which on a price does what training should have done."""
+
+_FAR = 0.1
+"""Share of the source's cost that calibration can move without a warning."""
 
 
-class CalibrationWarning(UserWarning):
-    """A price moved gates to where the network was not trained."""
+class CalibrationWarning(DyncompileWarning):
+    """Decision nets that calibration moved far from what they were trained for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +81,19 @@ class Calibration:
     unit: str = "MACs"
 
     @property
-    def far(self) -> bool:
-        """Whether training ended far from the target."""
-        return abs(self.before - self.target) > _FAR * self.target
+    def is_far(self) -> bool:
+        """Whether the cost moved by more than a tenth of the source's: other routes than trained run then."""
+        return abs(self.reached - self.before) > _FAR
 
     @property
     def warning(self) -> str:
-        """What to say where it did, and what is switched off or on has learned nothing of it."""
+        """What moving so far means, and what to do about it."""
         return (
-            f"training ended at {self.before:.1%} of the source's {self.unit}, and {self.target:.1%} are "
-            f"asked for. That routes now take {self.reached:.1%} is the work of a price on the gates; the "
-            "network was not trained on them: see what accuracy is left. Train longer, or on a shorter ramp; "
-            "where few branches can be skipped, ask for a share that they add up to, or gate channels, too"
+            f"training ended at {self.before:.1%} of the source's {self.unit}, and calibration moved that to "
+            f"{self.reached:.1%} (target {self.target:.1%}) by a price on every column: samples now take "
+            "routes that were hardly trained, and accuracy may have fallen. Train longer, give the budget "
+            "more weight (Budget(rate=, damping=)) or the whole phase (ramp=0), ask for a target nearer to "
+            "where training ended, or let phases calibrate as they go (Phase(calibrate=True))"
         )
 
 

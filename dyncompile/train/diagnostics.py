@@ -16,6 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional as F
 
+from dyncompile.errors import DyncompileWarning
 from dyncompile.program import Choice, Domain, Route
 
 Columns = npt.NDArray[np.bool_]
@@ -33,7 +34,7 @@ _ENOUGH = 10
 """Samples (per column, where columns are judged) below which nothing is said about collapse."""
 
 
-class CollapseWarning(UserWarning):
+class CollapseWarning(DyncompileWarning):
     """Decision nets that no longer decide."""
 
 

@@ -72,6 +72,8 @@ class _Loop:
     def epoch(self, epoch: int) -> None:
         """The rest of an epoch, its validation, its checkpoint."""
         start = self._training.state.position.step
+        if self._phase.calibrate and start == 0:
+            self._training.calibrate()
         order = derive(self._setting.seed, "order", self._index, epoch)
         for step, batches in enumerate(self._setting.feed.steps(order, start), start):
             self._step(epoch, step, batches)

@@ -165,6 +165,8 @@ class Phase:
         average: decay of the moving average of the weights (the teacher); None keeps none.
         frozen_norms: run the evaluation graph, so that norms use their running statistics, dropout is off.
         recalibrate: afterwards, estimate the batch-norm statistics of every choice anew.
+        calibrate: before every epoch, shift the decision nets to the recipe's target, where it has one and
+            there is validation data: what trains then is what will run.
         keep: which weights go on: the last, or those of the epoch that was best on the validation data.
         adopt_average: the moving average becomes the model's weights at the end.
     """
@@ -180,6 +182,7 @@ class Phase:
     average: float | None = None
     frozen_norms: bool = False
     recalibrate: bool = False
+    calibrate: bool = False
     keep: Literal["last", "best"] = "last"
     adopt_average: bool = False
 

@@ -55,6 +55,8 @@ def describe_training(dyn: DynamicModel, recipe: Recipe, **more: Any) -> dict[st
 
 def _describe_phase(phase: Phase) -> dict[str, Any]:
     values = {f.name: _plain(getattr(phase, f.name)) for f in fields(phase) if f.name != "turns"}
+    if not phase.calibrate:  # a newer field: checkpoints from before it serve phases that do not use it
+        del values["calibrate"]
     return {**values, "turns": [_describe_turn(turn) for turn in phase.turns]}
 
 

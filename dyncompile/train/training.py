@@ -10,11 +10,11 @@ from typing import Any
 
 from dyncompile.cost import Cost
 from dyncompile.errors import CheckpointError
-from dyncompile.program import SWITCHES
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.accelerated import World
 from dyncompile.train.average import Average
-from dyncompile.train.calibrate import CalibrationWarning, calibrate
+from dyncompile.train.budget import holds_budget
+from dyncompile.train.calibrate import Calibration, CalibrationWarning, calibrate
 from dyncompile.train.checkpoints import Checkpoints, checkpoint_name
 from dyncompile.train.data import Feed
 from dyncompile.train.diagnostics import CollapseWarning, summarize
@@ -191,14 +191,22 @@ class Training:
         self.setting.world.start_trackers(plain_values(self.setting.plan))
         broadcast_state(self.setting.dyn, self.setting.world)
 
-    def finish(self) -> None:
+    def calibrate(self) -> Calibration | None:
         """Shift the decision nets to the recipe's target, where it has one and there is data to do it on."""
         one = self.setting
         if one.recipe.target is None or not one.dyn.gated or one.validation is None:
-            return
+            return None
         batches = one.validation.epoch(derive(one.seed, "validation"))
-        found = calibrate(one.dyn, batches, one.recipe.target, cost=one.cost)
+        return calibrate(one.dyn, batches, one.recipe.target, cost=one.cost)
+
+    def finish(self) -> None:
+        """Calibrate once more and put it on record.
+
+        That moves far by design where nothing held a budget; where something did, it has failed to.
+        """
+        found = self.calibrate()
+        if found is None:
+            return
         self.history.calibration = asdict(found)
-        switches = any(one.dyn.choices[name].domain in SWITCHES for name in one.dyn.gated)
-        if switches and found.far and one.world.main:
+        if found.is_far and holds_budget(self.setting.recipe) and self.setting.world.main:
             warnings.warn(found.warning, CalibrationWarning, stacklevel=2)

@@ -1,4 +1,6 @@
-"""A recipe for models of the pass `routing`: alternatives, routers, all with soft weights, then with hard.
+"""Two recipes for models of the pass `routing`, by what teaches the routers.
+
+"relaxed": alternatives, routers, all with soft weights, then with hard.
 
     branches  alternatives learn what they stand in for (`Matching`); the network is frozen
     routers   decision nets alone, soft Gumbel weights at `tau[0]`; norms keep their statistics
@@ -8,6 +10,18 @@
     end       batch-norm statistics are estimated anew; the routers are calibrated to the target where there
               is validation data
 
+"worth": routers learn what alternatives are worth to a sample (`RouteWorth`), not to keep a budget. A budget
+moves all samples at once; where data is small, routers that follow it end with one route for all of them.
+
+    branches  as above
+    joint     the network and its alternatives, routers left out: the full route and random ones, which also
+              learn from the full one
+    routers   decision nets alone
+    hard      the network on selected routes; before every epoch the routers are calibrated to the target
+    end       as above
+
+All phases but the last serve any target.
+
 Verified against the abstract of "Dynamic Routing Networks" (2021): weights recalibrated by Gumbel-Softmax
 before the selection. Losses, weights, temperatures and stages are not known to us: all numbers are ours.
 """
@@ -15,7 +29,8 @@ before the selection. Losses, weights, temperatures and stages are not known to 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from dyncompile.errors import SpecError
 from dyncompile.policies import Full, Learned, Policy
@@ -25,7 +40,13 @@ from dyncompile.train.gains import RouteConsistency
 from dyncompile.train.mixtures import AsSelected, LoadBalance, Matching, RouteDiversity
 from dyncompile.train.objectives import Distillation, TaskLoss
 from dyncompile.train.phase import Clock, Objective, Optimization, Phase, Recipe, Schedule, Turn, View
-from dyncompile.train.recipes.parts import Always
+from dyncompile.train.recipes.parts import Always, Draw
+from dyncompile.train.worth import RouteWorth
+
+Teaching = Literal["relaxed", "worth"]
+
+_DRAWN = 0.05
+"""Temperature at which a row drawn with noise is one column, whatever the selection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +64,7 @@ class Annealed:
 def routing(
     *,
     target: float | None = 0.5,
+    teaching: Teaching = "relaxed",
     branch_epochs: int = 1,
     router_epochs: int = 1,
     joint_epochs: int = 4,
@@ -65,6 +87,8 @@ def routing(
     Args:
         target: mean share of the source's MACs that selected routes shall take, routers included; None leaves
             the cost free, and nothing is calibrated.
+        teaching: "relaxed" or "worth", see the module. With "worth", temperatures and terms of the routers
+            (`tau`, `balance`, `diversity`, `consistency`) and `ramp` have no effect.
         branch_epochs, router_epochs, joint_epochs, hard_epochs: passes over the data; 0 leaves a phase out.
         tau: first and last temperature of the soft weights. Selection is always at temperature 1: that is
             what Gumbel noise samples from, whatever the temperature.
@@ -86,6 +110,8 @@ def routing(
     epochs = (branch_epochs, router_epochs, joint_epochs, hard_epochs)
     if min(tau) <= 0 or min(balance, diversity, distillation, consistency, *epochs) < 0 or not any(epochs):
         raise SpecError("temperatures are positive, weights and epochs at least 0, and some phase trains")
+    if teaching not in ("relaxed", "worth"):
+        raise SpecError(f"routers are taught by relaxed routes or by worth, got teaching={teaching!r}")
     if consistency and view is None:
         raise SpecError("consistency compares two views of a sample", fix="give view=, an augmentation")
     terms: dict[str, Objective] = {"task": TaskLoss()}
@@ -144,8 +170,32 @@ def routing(
             recalibrate=True,
         ),
     )
-    kept = tuple(phase for phase, count in zip(phases, epochs, strict=True) if count)
-    return Recipe("routing", kept, "routing", target)
+    kept = [phase for phase, count in zip(phases, epochs, strict=True) if count]
+    if teaching == "worth":
+        kept = sorted((_by_worth(phase, distillation) for phase in kept), key=lambda one: _WORTH[one.name])
+    return Recipe("routing", tuple(kept), "routing", target)
+
+
+_WORTH = {"branches": 0, "joint": 1, "routers": 2, "hard": 3}
+"""Order of the phases where worth teaches."""
+
+
+def _by_worth(phase: Phase, distillation: float) -> Phase:
+    """A phase of the other recipe as it is where worth teaches."""
+    if phase.name == "joint":
+        terms: dict[str, Objective] = {
+            "task": TaskLoss(),
+            "teacher": Distillation(weight=distillation or 1.0),
+        }
+        turns = Turn(Always(Full()), {"full": TaskLoss()}), Turn(Draw(per_sample=True), terms)
+        return replace(phase, turns=turns, trains="base", average=None, recalibrate=True)
+    if phase.name == "routers":
+        drawn = Always(Learned(_DRAWN, noise=True))
+        return replace(phase, turns=(Turn(drawn, {"worth": RouteWorth()}, execution="sparse"),))
+    if phase.name == "hard":
+        turn = Turn(Always(Learned()), {"task": TaskLoss()}, execution="sparse")
+        return replace(phase, turns=(turn,), trains="base", average=None, calibrate=True)
+    return phase
 
 
 def _budgets(target: float | None, ramp: float) -> tuple[Mapping[str, Objective], Mapping[str, Objective]]:
