@@ -192,6 +192,8 @@ def _measured(found: Evaluation) -> str:
         f"accuracy  {found.accuracy:.2%}",
         f"MACs      {found.macs:.1%} of the source, decision nets included",
     ]
+    if found.parameters is not None:
+        lines.append(f"weights   {found.parameters:.1%} of the source's parameters are read for a sample")
     lines += [
         f"{name}: " + ", ".join(f"{label} {share:.1%}" for label, share in use.items())
         for name, use in found.use.items()
