@@ -20,8 +20,8 @@ from PIL import Image
 import dyncompile as dc
 from dyncompile.cli.data import Pixels, load_data, pixels
 from dyncompile.deploy.exports.formats import errors_only
+from dyncompile.errors import DyncompileWarning
 from dyncompile.report.sections import percent
-from dyncompile.train.diagnostics import CollapseWarning
 from tests.test_cli import NET, failed, run
 from tests.tiny import conv_net
 
@@ -45,7 +45,7 @@ def trained(out: Path) -> Path:
     """What train writes."""
     target = out.with_name("trained")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)
+        warnings.simplefilter("ignore", DyncompileWarning)
         done = run("train", out, "--data", SETS, "-o", target, *SHORT, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)

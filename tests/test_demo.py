@@ -94,7 +94,7 @@ def test_pairs_alternate_and_compare_run_with_reference() -> None:
 # -- the whole --------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::dyncompile.train.diagnostics.CollapseWarning")  # one epoch of gates
+@pytest.mark.filterwarnings("ignore::dyncompile.errors.DyncompileWarning")  # one epoch of gates
 def test_short_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     short = ["--epochs", "3", "--slicing-epochs", "1", "--gate-epochs", "1", "--pairs", "2"]

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dyncompile.train.diagnostics import CollapseWarning
+from dyncompile.errors import DyncompileWarning
 
 
 def test_width_slicing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +20,7 @@ def test_width_slicing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_train_gates(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():  # one epoch teaches a gate nothing
-        warnings.simplefilter("ignore", CollapseWarning)
+        warnings.simplefilter("ignore", DyncompileWarning)
         importlib.import_module("examples.train_gates").main(epochs=1)
     printed = capsys.readouterr().out
     assert [line.split(":")[0].strip() for line in printed.splitlines() if "MACs" in line][-1] == "learned"
@@ -78,7 +78,7 @@ def test_pictures(name: str, points: int, tmp_path: Path, monkeypatch: pytest.Mo
     """A point per policy, the learned one among them, and twelve digits with what they cost."""
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)
+        warnings.simplefilter("ignore", DyncompileWarning)
         importlib.import_module(f"examples.{name}").main(epochs=1)
     root = ElementTree.parse(tmp_path / "out" / "examples" / f"{name}.svg").getroot()
     found = {

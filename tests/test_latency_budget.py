@@ -11,13 +11,13 @@ import torch
 
 import dyncompile as dc
 from dyncompile.cost import Cost, ModelMacs
+from dyncompile.errors import DyncompileWarning
 from dyncompile.latency import Latency
 from dyncompile.runtime.model import Record
 from dyncompile.train import Batch, Clock, Moment
 from dyncompile.train.budget import Budget, HingeBudget, RatioBudget
 from dyncompile.train.calibrate import calibrate
 from dyncompile.train.columns import check_target, column_shares, reachable_shares
-from dyncompile.train.diagnostics import CollapseWarning
 from tests.cli_data import sets
 from tests.latency_support import METHODS, WorkClock, made, timed
 
@@ -47,7 +47,7 @@ def test_training_meets_a_share_of_the_source_time(tmp_path: Path) -> None:
     latency = slow_linear(dyn, tmp_path / "times")
     recipe = dc.recipes.dsnet(target=TARGET, supernet_epochs=1, gate_epochs=1, average=None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)
+        warnings.simplefilter("ignore", DyncompileWarning)
         history = dc.fit(dyn, recipe, data, data, cost=latency, progress=False, directory=tmp_path / "run")
     assert history.calibration is not None
     assert history.calibration["unit"] == "seconds"

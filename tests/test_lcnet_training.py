@@ -231,7 +231,7 @@ def jittered(batch: Batch) -> Batch:
     return replace(batch, args=(batch.args[0] + 0.05 * torch.randn_like(batch.args[0]),))
 
 
-@pytest.mark.filterwarnings("ignore::dyncompile.train.diagnostics.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::dyncompile.errors.DyncompileWarning")
 @pytest.mark.parametrize(
     ("spec", "settings"),
     [

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import dyncompile as dc
 from dyncompile.cli import app
+from dyncompile.errors import DyncompileWarning
 from dyncompile.spec import parse_specs
-from dyncompile.train.diagnostics import CollapseWarning
 from dyncompile.zoo import ModelSpec
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -31,7 +31,7 @@ def test_example_runs(
     monkeypatch.chdir(tmp_path)
     code, _ = blocks("python")
     with warnings.catch_warnings():  # labels at random: there is nothing that a gate could tell apart
-        warnings.simplefilter("ignore", CollapseWarning)
+        warnings.simplefilter("ignore", DyncompileWarning)
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2] == "True"

@@ -158,7 +158,7 @@ def accuracy(dyn: dc.DynamicModel, policy: Any) -> tuple[float, float]:
     return float((record.output.argmax(1) == y).float().mean()), float(share) / dyn.static_macs
 
 
-@pytest.mark.filterwarnings("ignore::dyncompile.train.diagnostics.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::dyncompile.errors.DyncompileWarning")
 @pytest.mark.parametrize("sparsification", ["try_best", "expected"])
 def test_dsnet_trains_all_widths_and_meets_its_target(sparsification: Any) -> None:
     recipe = recipes.dsnet(

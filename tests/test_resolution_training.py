@@ -20,7 +20,7 @@ from dyncompile.train.phase import Optimization
 from dyncompile.train.recipes.resolution import Column
 
 # The first epoch with the predictor may still leave all images at one size.
-pytestmark = pytest.mark.filterwarnings("ignore::dyncompile.train.diagnostics.CollapseWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::dyncompile.errors.DyncompileWarning")
 
 
 class Net(nn.Module):

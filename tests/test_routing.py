@@ -17,6 +17,7 @@ import dyncompile as dc
 from dyncompile.passes.routing import Place, register_candidate
 from dyncompile.policies import Learned
 from dyncompile.program import Choice, Domain, Selection
+from dyncompile.report.evaluation import evaluate_policy
 from dyncompile.train.phase import Optimization, Recipe
 from dyncompile.verify import count_macs
 from tests.nets import randomize
@@ -407,6 +408,21 @@ def test_what_is_written_into_has_no_alternatives() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), Residual(inplace=True), nn.Flatten(), nn.Linear(288, 2))
     with pytest.raises(dc.NoSiteError, match="something writes into"):
         Subject(net, (torch.randn(2, 3, 6, 6),), {}).dynamic("routing(candidates=('lowrank',))")
+
+
+def test_the_report_says_what_a_sample_reads() -> None:
+    """By hand: half of the samples take a cheap alternative at one block, the others nothing there."""
+    dyn, x = dynamic(Cnn), source(Cnn).args[0]
+    weights = [
+        {"a": {"separable3": 1.0}, "b": {"original": 1.0}},
+        {"a": {"identity": 1.0}, "b": {"original": 1.0}},
+    ]
+    policy = dc.Forced(route_of([weights[i % 2] for i in range(len(x))]))
+    found = evaluate_policy(dyn, [(x, torch.zeros(len(x)).long())], policy, batch_size=len(x))
+    own = sum(p.numel() for p in source(Cnn).module.parameters())
+    block = sum(p.numel() for name, p in source(Cnn).module.named_parameters() if name.startswith("a."))
+    cheap = sum(p.numel() for n, p in dyn.named_parameters() if n.startswith("dyn.branches.a.separable3."))
+    assert found.parameters == pytest.approx((own - block + cheap / 2) / own)
 
 
 # -- training ----------------------------------------------------------------------------------------

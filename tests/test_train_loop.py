@@ -586,7 +586,7 @@ def test_collapse_is_warned_of_once() -> None:
         run(conv_net(GATED), recipe(sandwich()), val_data=images(200, seed=2))
 
 
-@pytest.mark.filterwarnings("ignore::dyncompile.train.diagnostics.CollapseWarning")
+@pytest.mark.filterwarnings("ignore::dyncompile.errors.DyncompileWarning")
 def test_target_is_met_at_the_end() -> None:
     dyn = undecided()
     validation = images(200, seed=2)

@@ -62,8 +62,8 @@ def _taken(use: ChoiceUse) -> dict[str, Any]:
 
 def _parameters(dyn: dc.DynamicModel, route: Mapping[str, Tensor]) -> dict[str, Any]:
     """Parameters over the source's: those that a path reads, mean over samples, and those that are stored."""
-    if dyn.by_size is not None:
-        return {}
+    if any(choice.domain is dc.Domain.MIXTURE for choice in dyn.choices.values()):
+        return {}  # mixing reads all
     own = sum(p.numel() for name, p in dyn.named_parameters() if not name.startswith("dyn."))
     active = float(dyn.active_parameters(route).mean())
     return {"active_parameter_share": active / own, "stored_parameter_share": dyn.stored_parameters / own}

@@ -11,6 +11,7 @@ import torch
 from dyncompile.policies import Policy
 from dyncompile.program import Choice, Domain
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.state import STATE_PREFIX
 from dyncompile.train.accelerated import world
 from dyncompile.train.batches import LABELS, rows_of
 from dyncompile.train.columns import evaluating
@@ -26,12 +27,15 @@ class Evaluation:
         samples: how many.
         accuracy: share that the largest logit names right.
         macs: mean share of the source's MACs, decision nets included where they are asked.
+        parameters: elements that a sample's path reads over those of the source, mean over samples, decision
+            nets left out; None where weights are mixed, which reads all of them.
         use: per choice, the share of samples per column: how often it is picked, or switched on.
     """
 
     samples: int
     accuracy: float
     macs: float
+    parameters: float | None
     use: Mapping[str, Mapping[str, float]]
 
 
@@ -42,7 +46,7 @@ def evaluate_policy(dyn: DynamicModel, data: Any, policy: Policy, *, batch_size:
     Raises:
         InputError: data that is empty, cannot be read as batches, or has no labels.
     """
-    right, macs, rows = 0.0, 0.0, 0
+    right, macs, active, rows = 0.0, 0.0, 0.0, 0
     used = {name: torch.zeros(choice.width) for name, choice in dyn.choices.items()}
     cost = dyn.spent if policy.reads_gates and dyn.gated else dyn.macs
     with world(None, (), None) as here, evaluating(dyn):
@@ -54,11 +58,15 @@ def evaluate_policy(dyn: DynamicModel, data: Any, policy: Policy, *, batch_size:
             count = rows_of(batch)
             right += count * accuracy(record.output, target)
             macs += count * float(cost(record.route).mean())
+            active += count * float(dyn.active_parameters(record.route).mean())
             rows += count
             for name, decided in record.route.items():
                 used[name] += (decided.detach().float().cpu() > 0).float().sum(0)
     use = {name: _by_label(dyn.choices[name], counts / rows) for name, counts in used.items()}
-    return Evaluation(rows, right / rows, macs / rows / dyn.static_macs, use)
+    own = sum(p.numel() for name, p in dyn.named_parameters() if not name.startswith(f"{STATE_PREFIX}."))
+    mixes = any(choice.domain is Domain.MIXTURE for choice in dyn.choices.values())
+    parameters = None if mixes else active / rows / own
+    return Evaluation(rows, right / rows, macs / rows / dyn.static_macs, parameters, use)
 
 
 def _by_label(choice: Choice, shares: torch.Tensor) -> dict[str, float]:
