@@ -60,8 +60,12 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether there are results of this effort."""
-        return self.result.is_file() and json.loads(self.result.read_text())["effort"] == asdict(self.effort)
+        """Whether there are results of this effort, of the method as it is now specified."""
+        if not self.result.is_file():
+            return False
+        found, spec = json.loads(self.result.read_text()), METHODS[self.method].specs[self.network]
+        now = json.loads(json.dumps({"effort": asdict(self.effort), "spec": spec}))
+        return all(found[key] == value for key, value in now.items())
 
 
 @dataclass
