@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,11 +36,13 @@ class Stages:
         return done
 
 
-def is_done(result: Path, effort: DataclassInstance) -> bool:
-    """Whether there are results of this effort."""
+def is_done(result: Path, effort: DataclassInstance, spec: str | Sequence[str]) -> bool:
+    """Whether there are results of this effort, of the method as it is now specified."""
     if not result.is_file():
         return False
-    return json.loads(result.read_text())["effort"] == json.loads(json.dumps(asdict(effort)))
+    found = json.loads(result.read_text())
+    asked = json.loads(json.dumps({"effort": asdict(effort), "spec": spec}))
+    return all(found.get(key) == value for key, value in asked.items())
 
 
 def keep(result: Path, content: dict[str, Any]) -> Path:

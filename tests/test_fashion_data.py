@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
+from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.fashion import files
+from benchmarks.fashion import files, protocol
 from benchmarks.fashion.data import Batches, Data, Split, augment, load, read_idx
+from benchmarks.fashion.methods import EFFORTS, METHODS
 from benchmarks.fashion.networks import build, count_macs, scale_for
 from benchmarks.fashion.plot import SERIES, figure
 from benchmarks.fashion.summary import at_share
@@ -152,3 +155,16 @@ def test_a_figure_is_xml_with_one_mark_per_point_and_series() -> None:
     drawn = ElementTree.fromstring(figure("a title", series))
     circles = len(list(drawn.iter("{http://www.w3.org/2000/svg}circle")))
     assert circles == 2 + 1, "two points, and the one series that has some in the legend"
+
+
+def test_results_of_another_specification_are_not_taken_for_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "RESULTS", tmp_path)
+    run = protocol.Run("resnet", "lcnet+exits", 0.5, 0, EFFORTS["resnet"])  # its specification is a tuple
+    assert not run.done
+    run.result.parent.mkdir()
+    now = {"effort": asdict(run.effort), "spec": METHODS["lcnet+exits"].specs["resnet"]}
+    for changed, done in (({}, True), ({"spec": ["lcnet()"]}, False), ({"effort": {"base": 1}}, False)):
+        run.result.write_text(json.dumps({**now, **changed}))
+        assert run.done == done

@@ -129,14 +129,27 @@ def test_checkpoints_before_and_after(tmp_path: Path) -> None:
 
 def test_realized_savings_by_rate(tmp_path: Path) -> None:
     rows = {
-        "gates, all kept, batch 1, deployed": {"macs": 1.01, "time": TIME},
-        "skip 0%, batch 1, deployed": {"macs": 1.0, "time": TIME},
-        "skip 50%, batch 1, deployed": {"macs": 0.5, "time": TIME, "realized": 0.8},
-        "skip 25%, batch 1, plain": {"macs": 0.75, "time": TIME, "realized": 0.7},
+        "gates, all kept, batch 1, deployed": {"macs": 1.01, "time": TIME, "own": TIME},
+        "skip 0%, batch 1, deployed": {"macs": 1.0, "time": TIME, "own": TIME},
+        "skip 50%, batch 1, deployed": {
+            "macs": 0.5,
+            "time": TIME,
+            "own": TIME,
+            "realized": 0.8,
+            "realized_own": 0.6,
+        },
+        "skip 25%, batch 1, plain": {
+            "macs": 0.75,
+            "time": TIME,
+            "own": TIME,
+            "realized": 0.7,
+            "realized_own": 0.9,
+        },
     }
     lines = rendered("skipping", {"models": {"timm:x": rows}}, tmp_path)
-    assert cells(lines[2]) == ["`timm:x`, batch 1, deployed", "1.25 ± 0.25", "-", "80 % (1.25)", "-"]
-    assert cells(lines[3]) == ["`timm:x`, batch 1", "-", "70 % (1.25)", "-", "-"]
+    both = ["1.25 ± 0.25", "1.25 ± 0.25"]
+    assert cells(lines[2]) == ["`timm:x`, batch 1, deployed", *both, "-", "80 % / 60 % (1.25)", "-"]
+    assert cells(lines[3]) == ["`timm:x`, batch 1", "-", "-", "70 % / 90 % (1.25)", "-", "-"]
 
 
 def test_other_tables(tmp_path: Path) -> None:

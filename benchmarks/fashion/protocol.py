@@ -56,8 +56,8 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether there are results of this effort."""
-        return is_done(self.result, self.effort)
+        """Whether there are results of this effort, of the method as it is now specified."""
+        return is_done(self.result, self.effort, METHODS[self.method].specs[self.network])
 
 
 @dataclass

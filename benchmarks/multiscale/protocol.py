@@ -78,7 +78,7 @@ class Network(nn.Module):
 def seed_results(seed: int, effort: Effort) -> dict[str, Any]:
     """Results of one seed, from its file where that is of this effort."""
     path = FOLDER / f"s{seed}.json"
-    if not is_done(path, effort):
+    if not is_done(path, effort, SPEC):
         start = time.process_time()
         with quiet(seed):
             found = _Seed(seed, effort).execute()

@@ -15,15 +15,17 @@ _GATES = re.compile(r"gates, all kept, (batch \d+)(?:, (\w+))?$")
 def render_skipping(results: Path) -> str:
     """Realized share of the ideal saving by rate; time with nothing skipped."""
     found = read(results, "skipping")
-    heads = ("model", "gates, nothing skipped", "25 % skipped", "50 %", "75 %")
+    heads = ("model", "gates, nothing skipped", "and over itself", "25 % skipped", "50 %", "75 %")
     rows = [
         (f"{short(model)}, {where}", *cells)
         for model, by_row in found["models"].items()
         for where, cells in _skipped(by_row).items()
     ]
     note = (
-        "First column: CPU time over the source's. Others: the share of the ideal saving (MACs removed) that "
-        "is realized in CPU time, and in parentheses the time. Every sample skips branches of its own."
+        "With gates: CPU time over the source's, and over the same model's without gates. Others: the share "
+        "of the ideal saving (MACs removed) that is realized in CPU time, over the source / over the same "
+        "model with nothing skipped, and in parentheses the time over the source's. Every sample skips "
+        "branches of its own. Deployed: batch norms are folded, which the source's are not."
     )
     return block(table(heads, rows), note, source("python -m benchmarks skipping", found))
 
@@ -32,11 +34,13 @@ def _skipped(by_row: dict[str, Any]) -> dict[str, list[str]]:
     cells: dict[str, list[str]] = {}
     for label, one in by_row.items():
         if gates := _GATES.match(label):
-            cells.setdefault(_where(gates[1], gates[2]), ["-"] * 4)[0] = times(one["time"]["cpu"])
+            row = cells.setdefault(_where(gates[1], gates[2]), ["-"] * 5)
+            row[:2] = times(one["time"]["cpu"]), times(one["own"]["cpu"])
         elif (skip := _SKIP.match(label)) and skip[1] != "0":
-            column = ("25", "50", "75").index(skip[1]) + 1
-            text = f"{percent(one['realized'])} ({one['time']['cpu']['median']:.2f})"
-            cells.setdefault(_where(skip[2], skip[3]), ["-"] * 4)[column] = text
+            column = ("25", "50", "75").index(skip[1]) + 2
+            shares = f"{percent(one['realized'])} / {percent(one['realized_own'])}"
+            text = f"{shares} ({one['time']['cpu']['median']:.2f})"
+            cells.setdefault(_where(skip[2], skip[3]), ["-"] * 5)[column] = text
     return cells
 
 

@@ -72,7 +72,7 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether there are results of this effort."""
-        return is_done(self.result, self.effort)
+        return is_done(self.result, self.effort, METHODS[self.method].spec)
 
 
 @dataclass
