@@ -151,17 +151,39 @@ def test_gradients_are_those_of_a_loop(
         torch.testing.assert_close(one, same, rtol=1e-9, atol=1e-9)
 
 
-def test_no_more_kernels_are_held_than_the_bound_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+@pytest.mark.parametrize(
+    ("layer", "kernels", "parts"),
+    [
+        (LAYERS[0], 2, [(7, 2)] * 4),  # two whole kernels fit: seven rows share two outputs' instead
+        (LAYERS[0], 10, [(7, 8)]),
+        (LAYERS[1], 2, [(2, 8), (2, 8), (2, 8), (1, 8)]),  # outputs of several groups stay together
+    ],
+    ids=str,
+)
+def test_no_more_kernels_are_held_than_the_bound_says(
+    layer: tuple[int, ...], kernels: int, parts: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
 
     def noting(x: Tensor, kernels: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
-        seen.append(kernels.numel())
+        seen.append((kernels.shape[0], kernels.shape[1]))
         return original(x, kernels, bias, **options)
 
     original = synthesis._grouped  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(synthesis, "_grouped", noting)
-    x, weight, bases, coefficients, bias = conv_case(LAYERS[0], 7)
-    monkeypatch.setattr(synthesis, "CPU_KERNELS", 2 * weight.numel() + 1)
-    kernels = synthesize(weight, bases, Decision(coefficients, -1), 0, 0.0)
-    basis_conv2d(x, kernels, bias, [1, 1], [1, 1], [1, 1], 1)
-    assert seen == [2 * weight.numel()] * 3 + [weight.numel()]
+    x, weight, bases, coefficients, bias = conv_case(layer, 7)
+    bound = kernels * weight.numel() + 1
+    monkeypatch.setattr(synthesis, "CPU_KERNELS", bound)
+    mixed = synthesize(weight, bases, Decision(coefficients, -1), 0, 0.0)
+    basis_conv2d(x, mixed, bias, *options_of(layer))
+    assert seen == parts
+    assert max(rows * outputs for rows, outputs in seen) * weight[0].numel() <= bound
+
+
+def test_many_rows_of_large_kernels_are_cut_along_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bases, coefficients, bias = conv_case(LAYERS[0], 19)
+    monkeypatch.setattr(synthesis, "CPU_KERNELS", weight.numel())
+    kernels = synthesize(weight, bases, Decision(coefficients, -1), 1, 0.0)
+    options = options_of(LAYERS[0])
+    expected = by_hand(x, weight, bases, coefficients[:, 1:4], lambda x, w: F.conv2d(x, w, bias, *options))
+    torch.testing.assert_close(basis_conv2d(x, kernels, bias, *options), expected, rtol=1e-10, atol=1e-10)

@@ -42,6 +42,7 @@ RENDERERS: Mapping[str, Callable[[Path], str]] = {
     "training_step": single.render_training_step,
     "latency": predicted.render,
     "fashion": accuracy.render_fashion,
+    "exits": accuracy.render_exits,
     "text": accuracy.render_text,
     "multiscale": accuracy.render_multiscale,
 }

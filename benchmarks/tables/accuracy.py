@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,62 @@ nets included."""
 def render_fashion(results: Path) -> str:
     """Fashion-MNIST, one row per network, method and target."""
     return _runs(results / "fashion", "make fashion")
+
+
+CURVE_NOTES = """\
+Test accuracy in percent at MACs in percent of the source's, means over seeds ± standard deviation. Thresholds
+are quantiles of the validation samples' highest confidence: the part that is more confident at no exit stays.
+First exit alone: everybody leaves there, which is the preview of `basisnet`; nobody leaves: the specialist
+alone, preview paid for; static: networks of the source's size and of 50 % of its MACs, trained as long."""
+_HALF = 0.5
+_KEPT = (0.25, 0.5, 0.75)
+"""Parts of the validation samples that pass no exit."""
+
+
+def render_exits(results: Path) -> str:
+    """Early termination on Fashion-MNIST: a few thresholds between leaving first and never leaving."""
+    runs = read_runs(results / "fashion")
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for (network, method, _), ones in runs.items():  # targets differ in one threshold of the same model
+        for one in ones:
+            if "curve" in one:
+                found.setdefault((network, method), {}).setdefault(one["seed"], one)
+    rows = [
+        (f"{network}, `{method}`", str(len(by_seed)), *_along(list(by_seed.values())))
+        for (network, method), by_seed in found.items()
+        if by_seed and "+" not in method
+    ]
+    if not rows:
+        raise MissingResult(f"{results / 'fashion'} holds no model with exits: run `make fashion`")
+    kept = (f"{percent(part)} stay" for part in _KEPT)
+    heads = (
+        "network, method",
+        "seeds",
+        "first exit alone",
+        *kept,
+        "nobody leaves",
+        "static, 50 %",
+        "static, full",
+    )
+    first = next(iter(runs.values()))[0]
+    return block(table(heads, rows), CURVE_NOTES, source("make fashion", first))
+
+
+def _along(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Cells of one method: accuracy at MACs, over its seeds."""
+    steps = len(found[0]["curve"]) - 1
+    yield _at([one["fixed"][0] for one in found])
+    for part in _KEPT:
+        yield _at([one["curve"][round(part * steps)] for one in found])
+    yield _at([one["fixed"][-1] for one in found])
+    halves = [one["static"][0] for one in found if one["target"] == _HALF]
+    yield _at(halves) if halves else "-"
+    yield _at([one["static"][1] for one in found])
+
+
+def _at(rows: list[dict[str, Any]]) -> str:
+    accuracy = spread([100 * row["accuracy"] for row in rows])
+    return f"{accuracy} at {100 * statistics.fmean(row['share'] for row in rows):.0f} %"
 
 
 def render_text(results: Path) -> str:

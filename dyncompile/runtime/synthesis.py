@@ -7,15 +7,18 @@ mean W0 itself: then the layer runs as the source's does, bit for bit. Other row
 What is fastest was measured (float32, one CPU thread, batches 1, 8, 32; ``benchmarks/synthesis.py``):
 
     one row                  the layer with the synthesized kernel; what that costs besides the layer, checks
-                             and views included, is 20 microseconds, a fourth of a small depthwise layer
-    kernels of many rows     a product, then W0 added in place: up to 4 times as fast as one fused call
-    1x1 convolution, linear  batched matrix product: 1.0 to 2.1 times as fast as a grouped convolution
+                             and views included, is some 15 microseconds
+    1x1 convolution, linear  matrix products: 1.0 to 2.1 times as fast as a (grouped) convolution
     other convolutions       one convolution with B times the groups; a loop takes up to 5 times as long
-    many large kernels       in chunks: kernels that stay in the cache make a 3x3 layer of 256 channels at 7x7
-                             twice as fast as one convolution of 32 rows' groups, which holds 75 MB of kernels
+    many large kernels       in parts: whole kernels of several rows or, where few of these fit, some outputs
+                             of the kernels of `TOGETHER` rows, so that all of them share one reading of the
+                             bases. A 3x3 layer of 256 channels at 7x7 would hold 75 MB of kernels for 32 rows
 
-A chunk holds at most `CPU_KERNELS` (or `DEVICE_KERNELS`) numbers of kernels, one row's kernel at least. With
-gradients, chunks are computed again in the backward pass, so that the bound holds there, too.
+All kernels at once are as fast or faster (up to a fifth, at 8 and 32 rows of that layer) where the allocator
+has such memory at hand; where it gets it from the system anew at every call, parts are twice as fast. A part
+holds at most `CPU_KERNELS` (or `DEVICE_KERNELS`) numbers of kernels, one row's kernel, or one output's of
+`TOGETHER` rows, at least. With gradients, parts are computed again in the backward pass, so that the bound
+holds there, too.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ CPU_KERNELS = 2**21
 """Numbers in all kernels that are held at once on a CPU: 8 MB in float32, about a core's share of cache."""
 DEVICE_KERNELS = 2**26
 """The same elsewhere: 256 MB in float32."""
+TOGETHER = 8
+"""Rows that share one reading of the bases, where kernels are so large that few fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +72,12 @@ class Kernels:
 
     def single(self, row: int = 0) -> Tensor:
         """The kernel of one row; W0 itself where its coefficients are 0, or where there is no row."""
-        rows = self.coefficients
+        weight, rows = self.weight, self.coefficients
         if rows.shape[0] != 1:
             rows = rows[row : row + 1]
         if not rows.shape[0] or not (_learns(rows) or any(_numbers(rows)[0])):
-            return self.weight
-        flat = torch.addmm(self.weight.reshape(1, -1), rows, self.bases.flatten(1))
-        return flat.view(self.weight.shape)
+            return weight
+        return torch.addmm(weight.reshape(1, -1), rows, self.bases.flatten(1)).view(weight.shape)
 
 
 Own = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -85,7 +89,9 @@ def synthesize(weight: Tensor, bases: Tensor, decision: Decision, start: int, st
 
     A `step` above 0 rounds them to its multiples (straight-through): rows that round alike share a kernel.
     """
-    rows = decision.rows.narrow(1, start, bases.shape[0])
+    rows, count = decision.rows, bases.shape[0]
+    if rows.shape[1] != count:
+        rows = rows.narrow(1, start, count)
     if rows.dtype is not weight.dtype or rows.device != weight.device:
         rows = rows.to(weight.device, weight.dtype)
     if step:
@@ -104,42 +110,69 @@ def basis_conv2d(
     groups: int,
 ) -> Tensor:
     """``[B, C, H, W] -> [B, O, H', W']``: row i is convolved with kernel i."""
-    if weight.shared:
-        return F.conv2d(input, weight.single(), bias, stride, padding, dilation, groups)
-    one = partial(_convolved, stride=stride, padding=padding, dilation=dilation, groups=groups)
     pointwise = groups == 1 and weight.weight.shape[2:] == (1, 1) and not any(_pair(padding))
+    if weight.shared:
+        kernel = weight.single()
+        if pointwise and input.shape[0] == 1 and kernel is not weight.weight:
+            return _multiplied(input, kernel.unsqueeze(0), bias, stride=stride)
+        return F.conv2d(input, kernel, bias, stride, padding, dilation, groups)
+    one = partial(_convolved, stride=stride, padding=padding, dilation=dilation, groups=groups)
     many = (
         partial(_multiplied, stride=stride)
         if pointwise
         else partial(_grouped, stride=stride, padding=padding, dilation=dilation, groups=groups)
     )
-    return _mixed(input, weight, bias, one, many)
+    return _mixed(input, weight, bias, one, many, 1 if groups == 1 else None)
 
 
 def basis_linear(input: Tensor, weight: Kernels, bias: Tensor | None) -> Tensor:
     """``[B k, ..., I] -> [B k, ..., O]``: the k positions of axis 0 that belong to row i meet kernel i."""
     if weight.shared:
         return F.linear(input, weight.single(), bias)
-    return _mixed(input, weight, bias, F.linear, _linear)
+    return _mixed(input, weight, bias, F.linear, _linear, -1)
 
 
-def _mixed(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, many: Own) -> Tensor:
-    """Few kernels: the rows of each together; many: in chunks."""
-    count = len(kernels.coefficients)
-    if kernels.rounded and not _learns(kernels.coefficients):
-        member = _groups(kernels.coefficients)
-        if int(member.max()) < count // 2:
+def _mixed(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, many: Own, axis: int | None) -> Tensor:
+    """Few kernels: the rows of each together; many: in parts.
+
+    `axis` of the result has the kernels' outputs, if these may be computed apart from each other.
+    """
+    weight, bases, rows = kernels.weight, kernels.bases, kernels.coefficients
+    if kernels.rounded and not _learns(rows):
+        member = _groups(rows)
+        if int(member.max()) < len(rows) // 2:
             return _by_kernel(x, kernels, bias, one, member)
     bound = CPU_KERNELS if x.device.type == "cpu" else DEVICE_KERNELS
-    size = max(1, min(count, bound // kernels.weight.numel()))
-    if size == count:
-        return _chunk(x, kernels.weight, kernels.bases, kernels.coefficients, bias, many)
-    per_row = x.shape[0] // count
-    parts: list[Tensor] = []
-    for at in range(0, count, size):
-        some, rows = x[at * per_row : (at + size) * per_row], kernels.coefficients[at : at + size]
-        parts.append(_again(_chunk, some, kernels.weight, kernels.bases, rows, bias, many))
-    return torch.cat(parts)
+    some, outputs = _part(len(rows), weight, bound, cut=axis is not None)
+    if some == len(rows) and outputs == len(weight):
+        return _chunk(x, weight, bases, rows, bias, many)
+    found: list[Tensor] = []
+    for chunk, few in zip(_split(x, some * (len(x) // len(rows))), _split(rows, some), strict=True):
+        pieces = zip(_split(weight, outputs), _split(bases, outputs, 1), strict=True)
+        biases = [None] * len(weight) if bias is None else _split(bias, outputs)
+        blocks = [
+            _again(_chunk, chunk, *piece, few, own, many) for piece, own in zip(pieces, biases, strict=False)
+        ]
+        found.append(torch.cat(blocks, axis or 0) if len(blocks) > 1 else blocks[0])
+    return torch.cat(found)
+
+
+def _part(rows: int, weight: Tensor, bound: int, *, cut: bool) -> tuple[int, int]:
+    """How many rows and how many outputs of each one's kernel are put together at once."""
+    fit, outputs = bound // weight.numel(), len(weight)
+    if fit >= min(rows, TOGETHER) or not cut:
+        return _even(rows, max(1, fit)), outputs
+    some = _even(rows, TOGETHER)
+    return some, _even(outputs, max(1, bound // (some * weight[0].numel())))
+
+
+def _even(whole: int, most: int) -> int:
+    """Length of as few nearly equal parts as there must be of `most` each."""
+    return -(-whole // -(-whole // most))
+
+
+def _split(tensor: Tensor, size: int, axis: int = 0) -> tuple[Tensor, ...]:
+    return cast(Any, tensor).split(size, axis)
 
 
 def _by_kernel(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, member: Tensor) -> Tensor:
@@ -170,8 +203,7 @@ def _chunk(x: Tensor, weight: Tensor, bases: Tensor, rows: Tensor, bias: Tensor 
 
 def _synthesized(weight: Tensor, bases: Tensor, rows: Tensor) -> Tensor:
     """Kernels [n, *W] of coefficients [n, N]."""
-    flat = torch.mm(rows, bases.flatten(1)).add_(weight.reshape(1, -1))
-    return flat.view(len(rows), *weight.shape)
+    return torch.addmm(weight.reshape(1, -1), rows, bases.flatten(1)).view(len(rows), *weight.shape)
 
 
 def _convolved(

@@ -39,6 +39,7 @@ from dyncompile.train.columns import (
     column_shares,
     evaluating,
     learned_choices,
+    restoring,
 )
 from dyncompile.train.phase import Batch
 
@@ -133,12 +134,9 @@ def calibrate(
     if gates.scale:
         near, step = tolerance * target, gates.unit / _CAREFUL
         search = _Search(measure, target, near, step, raised=_RAISED)
-    try:
+    with restoring(gates.biases.values(), always=False):
         alpha = search.run()
-    except BaseException:
-        gates.shift(0.0)
-        raise
-    gates.shift(alpha)
+        gates.shift(alpha)
     reached = search.shares[alpha]
     return Calibration(
         target, search.shares[0.0], reached, alpha, abs(reached - target) <= tolerance * target, cost.unit
@@ -150,8 +148,8 @@ class _Gates:
 
     def __init__(self, dyn: DynamicModel, choices: list[Choice], cost: Cost) -> None:
         parameters: Mapping[str, nn.Parameter] = dict(dyn.named_parameters())
-        self._biases = {c.name: parameters[f"{GATES}.{c.name}.head.bias"] for c in choices}
-        self._before = {name: bias.detach().clone() for name, bias in self._biases.items()}
+        self.biases = {c.name: parameters[f"{GATES}.{c.name}.head.bias"] for c in choices}
+        self._before = {name: bias.detach().clone() for name, bias in self.biases.items()}
         self.shares = {c.name: column_shares(dyn, c, cost) for c in choices}
         self.scale = any(choice.domain is Domain.GAINS for choice in choices)
 
@@ -163,7 +161,7 @@ class _Gates:
     @torch.no_grad()
     def shift(self, alpha: float) -> None:
         """Biases as they were, less `alpha` times the cost of each column."""
-        for name, bias in self._biases.items():
+        for name, bias in self.biases.items():
             bias.copy_(self._before[name] - alpha * self.shares[name].to(bias))
 
 

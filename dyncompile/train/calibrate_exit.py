@@ -9,8 +9,7 @@ validation samples apart, by what every sample would cost and say at each exit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -26,7 +25,7 @@ from dyncompile.program import Choice, Domain
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.state import EXITS, STATE_PREFIX
 from dyncompile.train.batches import as_batch
-from dyncompile.train.columns import check_share, evaluating
+from dyncompile.train.columns import check_share, evaluating, restoring
 from dyncompile.train.objectives import logits_of, target_of
 from dyncompile.train.phase import Batch
 
@@ -99,52 +98,54 @@ def calibrate_exit(
             threshold is as cheap as the target.
         InputError: there are no samples.
     """
-    _check(dyn, target, accuracy_drop)
-    batches = _batches(dyn, data)
-    buffers = {name: _buffers(dyn, name) for name in dyn.exits}
-    with _restoring(buffers, always=False), evaluating(dyn):
-        return _search(
-            dyn,
-            batches,
-            buffers,
-            temperatures,
-            target,
-            accuracy_drop,
-            ModelMacs(dyn) if cost is None else cost,
-        )
-
-
-def _batches(dyn: DynamicModel, data: Iterable[Any]) -> list[Batch]:
-    found = [one if isinstance(one, Batch) else as_batch(one, dyn.program) for one in data]
-    if not found:
-        raise InputError("there are no samples to calibrate on", fix="give at least one batch")
-    return found
-
-
-@contextmanager
-def _restoring(buffers: Mapping[str, tuple[Tensor, Tensor]], *, always: bool = True) -> Generator[None]:
-    """Temperatures and thresholds as before afterwards, always or if something fails."""
-    before = {name: tuple(buffer.clone() for buffer in pair) for name, pair in buffers.items()}
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        if always or not done:
-            for name, old in before.items():
-                for buffer, value in zip(buffers[name], old, strict=True):
-                    buffer.copy_(value)
-
-
-def _check(dyn: DynamicModel, target: float | None, accuracy_drop: float | None) -> None:
     if not dyn.exits:
         raise SpecError("the model has no exit to calibrate", fix='dynamize with "exits" or "basisnet"')
-    if (target is None) == (accuracy_drop is None):
-        raise SpecError("give either a target of MACs or an accuracy_drop")
-    if target is not None:
-        check_share(target)
-    if accuracy_drop is not None and not 0 <= accuracy_drop <= 1:
-        raise SpecError(f"accuracy_drop is a share of the samples in [0, 1], got {accuracy_drop}")
+    aim = _Aim(target, accuracy_drop)
+    subject = _subject(dyn, data, cost)
+    with restoring(subject.tensors, always=False), evaluating(dyn):
+        found = _outcomes(subject, fits=temperatures)
+        threshold = _best(found, aim)
+        for _, buffer in subject.buffers.values():
+            buffer.fill_(threshold)
+        return _report(subject, found, threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class _Aim:
+    """What a threshold has to keep to: one of a mean share of the cost and a loss of accuracy."""
+
+    target: float | None
+    accuracy_drop: float | None
+
+    def __post_init__(self) -> None:
+        if (self.target is None) == (self.accuracy_drop is None):
+            raise SpecError("give either a target of MACs or an accuracy_drop")
+        if self.target is not None:
+            check_share(self.target)
+        if self.accuracy_drop is not None and not 0 <= self.accuracy_drop <= 1:
+            raise SpecError(f"accuracy_drop is a share of the samples in [0, 1], got {self.accuracy_drop}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A model with exits, samples, and what is counted; (temperature, threshold) of every exit, in order."""
+
+    dyn: DynamicModel
+    batches: list[Batch]
+    buffers: Mapping[str, tuple[Tensor, Tensor]]
+    cost: Cost
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [buffer for pair in self.buffers.values() for buffer in pair]
+
+
+def _subject(dyn: DynamicModel, data: Iterable[Any], cost: Cost | None) -> _Subject:
+    batches = [one if isinstance(one, Batch) else as_batch(one, dyn.program) for one in data]
+    if not batches:
+        raise InputError("there are no samples to calibrate on", fix="give at least one batch")
+    buffers = {name: _buffers(dyn, name) for name in dyn.exits}
+    return _Subject(dyn, batches, buffers, ModelMacs(dyn) if cost is None else cost)
 
 
 def _buffers(dyn: DynamicModel, name: str) -> tuple[Tensor, Tensor]:
@@ -153,30 +154,18 @@ def _buffers(dyn: DynamicModel, name: str) -> tuple[Tensor, Tensor]:
     return dyn.get_buffer(f"{prefix}.temperature"), dyn.get_buffer(f"{prefix}.threshold")
 
 
-def _search(
-    dyn: DynamicModel,
-    batches: list[Batch],
-    buffers: Mapping[str, tuple[Tensor, Tensor]],
-    fits: bool,
-    target: float | None,
-    accuracy_drop: float | None,
-    cost: Cost,
-) -> ExitCalibration:
-    found = _outcomes(dyn, batches, buffers, fits, cost)
-    threshold = _best(found, target, accuracy_drop)
-    for _, buffer in buffers.values():
-        buffer.fill_(threshold)
+def _report(subject: _Subject, found: Outcomes, threshold: float) -> ExitCalibration:
     where = found.leaving(threshold)
     accuracy, share = found.at(threshold)
     final_accuracy, final_share = found.at(OFF)
     return ExitCalibration(
         threshold=threshold,
-        temperatures={name: float(temperature) for name, (temperature, _) in buffers.items()},
+        temperatures={name: float(temperature) for name, (temperature, _) in subject.buffers.items()},
         accuracy=accuracy,
         share=share,
         final_accuracy=final_accuracy,
         final_share=final_share,
-        left={name: float((where == i).double().mean()) for i, name in enumerate(dyn.exits)},
+        left={name: float((where == i).double().mean()) for i, name in enumerate(subject.dyn.exits)},
     )
 
 
@@ -215,64 +204,56 @@ def outcomes(dyn: DynamicModel, data: Iterable[Any], cost: Cost | None = None) -
     Raises:
         InputError: there are no samples.
     """
-    buffers = {name: _buffers(dyn, name) for name in dyn.exits}
-    with _restoring(buffers), evaluating(dyn):
-        return _outcomes(dyn, _batches(dyn, data), buffers, False, ModelMacs(dyn) if cost is None else cost)
+    subject = _subject(dyn, data, cost)
+    with restoring(subject.tensors), evaluating(dyn):
+        return _outcomes(subject, fits=False)
 
 
-def _outcomes(
-    dyn: DynamicModel,
-    batches: list[Batch],
-    buffers: Mapping[str, tuple[Tensor, Tensor]],
-    fits: bool,
-    cost: Cost,
-) -> Outcomes:
+def _outcomes(subject: _Subject, *, fits: bool) -> Outcomes:
     """Thresholds are 0 afterwards, and temperatures fitted if asked for."""
-    labels = torch.cat([target_of(batch).reshape(-1).cpu() for batch in batches])
-    ways = (*dyn.exits, None)
-    said, spent = zip(*(_all_at(dyn, batches, way, cost) for way in ways), strict=True)
-    for name, logits in zip(dyn.exits, said, strict=False):
-        temperature, threshold = buffers[name]
+    labels = torch.cat([target_of(batch).reshape(-1).cpu() for batch in subject.batches])
+    said, spent = zip(*(_all_at(subject, way) for way in (*subject.dyn.exits, None)), strict=True)
+    for (temperature, threshold), logits in zip(subject.buffers.values(), said, strict=False):
         if fits:
             temperature.fill_(fitted_temperature(logits, labels))
         threshold.zero_()  # scores are then the confidences themselves
     right = torch.stack([(logits.argmax(1) == labels).double() for logits in said], 1)
-    return Outcomes(_confidences(dyn, batches), right, torch.stack(list(spent), 1) / cost.source)
+    return Outcomes(_confidences(subject), right, torch.stack(list(spent), 1) / subject.cost.source)
 
 
-def _all_at(dyn: DynamicModel, batches: list[Batch], way: str | None, cost: Cost) -> tuple[Tensor, Tensor]:
+def _all_at(subject: _Subject, way: str | None) -> tuple[Tensor, Tensor]:
     """(logits [N, K], cost [N]) where all samples leave at one exit, or none does; on the CPU."""
     logits: list[Tensor] = []
     spent: list[Tensor] = []
-    for batch in batches:
-        record = dyn.record(*batch.args, policy=Leaving(way), execution="sparse", **batch.kwargs)
+    for batch in subject.batches:
+        record = subject.dyn.record(*batch.args, policy=Leaving(way), execution="sparse", **batch.kwargs)
         logits.append(logits_of(record.output).float().cpu())
-        spent.append(cost.spent(record.route).cpu())
+        spent.append(subject.cost.spent(record.route).cpu())
     return torch.cat(logits), torch.cat(spent)
 
 
-def _confidences(dyn: DynamicModel, batches: list[Batch]) -> Tensor:
+def _confidences(subject: _Subject) -> Tensor:
     """Confidence of every sample at every exit, thresholds being 0: [N, exits]."""
     found: list[Tensor] = []
-    for batch in batches:
-        record = dyn.record(*batch.args, policy=Leaving(None), execution="sparse", **batch.kwargs)
-        found.append(torch.cat([record.logits[name].double().cpu() for name in dyn.exits], 1))
+    for batch in subject.batches:
+        record = subject.dyn.record(*batch.args, policy=Leaving(None), execution="sparse", **batch.kwargs)
+        found.append(torch.cat([record.logits[name].double().cpu() for name in subject.buffers], 1))
     return torch.cat(found)
 
 
-def _best(found: Outcomes, target: float | None, accuracy_drop: float | None) -> float:
+def _best(found: Outcomes, aim: _Aim) -> float:
     tried = [(threshold, *found.at(threshold)) for threshold in _candidates(found.sure)]
-    if target is not None:
-        fitting = [one for one in tried if one[2] <= target]
+    if aim.target is not None:
+        fitting = [one for one in tried if one[2] <= aim.target]
         if not fitting:
             least = min(share for _, _, share in tried)
             raise SpecError(
-                f"no threshold is as cheap as the target of {target:.1%} of the source's MACs: "
+                f"no threshold is as cheap as the target of {aim.target:.1%} of the source's MACs: "
                 f"leaving as early as possible takes {least:.1%}",
                 fix="ask for more, or let exits stand earlier",
             )
         return max(fitting)[0]
-    least = float(found.right[:, -1].mean()) - (accuracy_drop or 0.0)
+    least = float(found.right[:, -1].mean()) - (aim.accuracy_drop or 0.0)
     return min((one for one in tried if one[1] >= least - 1e-12), key=lambda one: (one[2], -one[0]))[0]
 
 

@@ -148,3 +148,18 @@ def evaluating(dyn: DynamicModel) -> Generator[None]:
             yield
     finally:
         dyn.train(training)
+
+
+@contextmanager
+def restoring(tensors: Iterable[Tensor], *, always: bool = True) -> Generator[None]:
+    """Parameters and buffers as before afterwards, always or if something fails."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if always or not done:
+            with torch.no_grad():
+                for tensor, value in before:
+                    tensor.copy_(value)
