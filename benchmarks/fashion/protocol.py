@@ -60,8 +60,12 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether there are results of this effort."""
-        return self.result.is_file() and json.loads(self.result.read_text())["effort"] == asdict(self.effort)
+        """Whether there are results of this effort and of the method's present specification."""
+        if not self.result.is_file():
+            return False
+        found, spec = json.loads(self.result.read_text()), METHODS[self.method].specs[self.network]
+        asked = spec if isinstance(spec, str) else list(spec)
+        return found["effort"] == asdict(self.effort) and found["spec"] == asked
 
 
 @dataclass
