@@ -17,7 +17,7 @@ from benchmarks.fashion import files, protocol
 from benchmarks.fashion.data import Batches, Data, Split, augment, load, read_idx
 from benchmarks.fashion.methods import EFFORTS, METHODS
 from benchmarks.fashion.networks import build, count_macs, scale_for
-from benchmarks.fashion.plot import SERIES, figure
+from benchmarks.fashion.plot import SERIES, curves, figure, points
 from benchmarks.fashion.summary import at_share
 from dyncompile.errors import DyncompileError
 
@@ -168,3 +168,26 @@ def test_results_of_another_specification_are_not_taken_for_done(
     for changed, done in (({}, True), ({"spec": ["lcnet()"]}, False), ({"effort": {"base": 1}}, False)):
         run.result.write_text(json.dumps({**now, **changed}))
         assert run.done == done
+
+
+def test_a_curve_of_exits_is_a_line_from_the_first_exit_to_nobody_leaving() -> None:
+    ends = [{"share": 0.2, "accuracy": 0.8}, {"share": 1.5, "accuracy": 0.95}]
+    run = {
+        "dynamic": {"share": 0.5, "path_share": 0.5, "accuracy": 0.9},
+        "random": {"accuracy": 0.85},
+        "source": {"share": 1.0, "accuracy": 0.9},
+        "static": [{"share": 0.5, "accuracy": 0.88}, {"share": 1.0, "accuracy": 0.91}],
+        "fixed": ends,
+        "curve": [ends[1], {"share": 0.6, "accuracy": 0.92}, ends[0]],
+    }
+    series = points([run])
+    assert series["one exit for all"] == [(0.2, 0.8)]
+    assert series["nobody leaves"] == [(1.5, 0.95)]
+    assert not series["fixed routes"]
+    drawn = ElementTree.fromstring(figure("exits", series, curves([run])))
+    (line,) = drawn.iter("{http://www.w3.org/2000/svg}polyline")
+    places = [tuple(map(float, corner.split(","))) for corner in line.attrib["points"].split()]
+    across, down = zip(*places, strict=True)
+    assert list(across) == sorted(across)
+    assert list(down) == sorted(down, reverse=True)
+    assert across[-1] < 640 - 150, "the specialist costs more than the source and is inside of the frame"

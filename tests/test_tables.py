@@ -221,3 +221,21 @@ def test_accuracies_are_means_over_seeds(tmp_path: Path) -> None:
     one["learned"] = [{"target": 0.5, "share": 0.65, "accuracy": 0.75, "random": {"accuracy": 0.7}}]
     lines = rendered("multiscale", one, tmp_path, "multiscale/s0")
     assert cells(lines[4]) == ["learned, budget 50 %", "65.0 %", "75.0", "70.0", "70.0"]
+
+
+def test_exits_are_shown_between_leaving_first_and_never_leaving(tmp_path: Path) -> None:
+    (tmp_path / "fashion").mkdir()
+    curve = [{"accuracy": 0.5 + step / 10, "share": 0.2 + step / 4} for step in range(5)]
+    static = [{"accuracy": 0.66, "share": 0.5}, {"accuracy": 0.77, "share": 1.0}]
+    for seed, target in ((0, 0.5), (0, 0.3), (1, 0.5)):
+        found = {"network": "net", "method": "exits", "target": target, "seed": seed, "machine": MACHINE}
+        less = {"accuracy": 0.1, "share": 0.3}
+        found |= {"static": [static[0] if target == 0.5 else less, static[1]]}
+        found |= {"curve": curve, "fixed": [curve[0], curve[-1]]}
+        (tmp_path / "fashion" / f"{seed}-{target}.json").write_text(json.dumps(found))
+    row = RENDERERS["exits"](tmp_path).splitlines()[2]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["net, `exits`", "2"]
+    expected = ["50.0", "60.0", "70.0", "80.0", "90.0", "66.0", "77.0"]
+    shares = [20, 45, 70, 95, 120, 50, 100]
+    assert cells[2:] == [f"{a} ± 0.0 at {s} %" for a, s in zip(expected, shares, strict=True)]
