@@ -14,10 +14,12 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 import dyncompile as dc
 from benchmarks.record import read, write
@@ -64,7 +66,7 @@ def sweep(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
         write("export", {"models": results, "meaning": meaning})
     return {
         label: f"{found['share']:.3f} of the MACs, {found['time']['cpu']['median']:.3f} of the time, "
-        f"outputs {found['difference']:.1e} apart"
+        f"outputs {found['difference']:.1e} apart, the largest is {found.get('largest output', nan):.1e}"
         for label, found in results.items()
     }
 
@@ -73,6 +75,7 @@ def measure(name: str, method: str) -> dict[str, Any]:
     """One model: exported, compared on three random images, timed."""
     torch.manual_seed(0)
     source = zoo.load(name)
+    zoo.randomize(source.model, 0, inputs=(source.args, source.kwargs))
     dyn = _undecided(dc.dynamize(source.model.eval(), method, source.args).eval(), source.args)
     with tempfile.TemporaryDirectory() as folder:
         path, before = Path(folder) / "model.onnx", time.process_time()
@@ -80,11 +83,14 @@ def measure(name: str, method: str) -> dict[str, Any]:
         seconds = time.process_time() - before
         runs = {side: _session(path, dyn, rows) for side, rows in _sides(dyn).items()}
     x = source.args[0][:1].numpy()
+    with torch.no_grad():
+        largest = float(pytree.tree_leaves(source.model(*source.args))[0].abs().max())
     shares = {side: _macs(dyn, run(x)) for side, run in runs.items()}
     found = compare(lambda: runs["dropped"](x), lambda: runs["kept"](x), PAIRS)
     return {
         "bytes": written.bytes,
         "difference": written.difference,
+        "largest output": largest,
         "export CPU seconds": seconds,
         "share": shares["dropped"] / shares["kept"],
         "time": asdict(found),

@@ -230,6 +230,17 @@ def tiny(method: str) -> DynamicModel:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_outputs_are_compared_at_their_own_scale(scale: float) -> None:
+    """Those of an untrained network may be tiny: what is absolute there lets anything pass."""
+    expected = scale * torch.tensor([1.0, -2.0])
+    assert samples.difference([expected], [expected * (1 + 1e-5)]) == pytest.approx(2e-5 * scale, rel=0.1)
+    with pytest.raises(ContractError, match="differs by"):
+        samples.difference([expected], [expected * (1 + 1e-3)])
+    with pytest.raises(ContractError, match="differs by"):
+        samples.difference([0 * expected], [expected])
+
+
 def test_bundles_hold_a_router_and_the_network_of_every_route(tmp_path: Path) -> None:
     dyn = tiny("dsnet(ratios=(0.5, 1.0))")
     flat = [torch.randn(ROWS, 3, 8, 8) * torch.tensor([0.2, 1.0, 3.0, 9.0]).view(-1, 1, 1, 1)]

@@ -88,7 +88,7 @@ def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     pairs = [(a.double(), b.double()) for a, b in zip(expected, found, strict=True) if a.numel()]
     apart = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
     scale = max((float(a.abs().max()) for a, _ in pairs), default=0.0)
-    if not apart <= TOLERANCE * max(scale, 1.0):
+    if not apart <= TOLERANCE * scale:
         raise ContractError(f"the exported file differs by {apart:.3g}; it was not written")
     return apart
 
