@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -24,10 +23,15 @@ SUPERNET = "dsnet(gate=False, embedding=True)"
 
 def convert(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Converted:
     """See `benchmarks.peers.subject.Contender`. In two steps what `dynamize` does in one."""
-    program = capture(model, args, kwargs)
-    edited = apply_passes(program, parse_specs(WIDTHS, {}))
-    with suppress(NoSiteError):  # VGG and its like have no branches
-        edited = apply_passes(edited, parse_specs(BRANCHES, {}))
+    program = edited = capture(model, args, kwargs)
+    refused: list[NoSiteError] = []
+    for spec in (WIDTHS, BRANCHES):  # VGG and its like have no branches, others no widths behind a gate
+        try:
+            edited = apply_passes(edited, parse_specs(spec, {}))
+        except NoSiteError as error:
+            refused.append(error)
+    if len(refused) == 2:
+        raise refused[0]
     dyn = dc.DynamicModel(edited).eval()
 
     def supernet() -> frozenset[str]:
