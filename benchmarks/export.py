@@ -66,7 +66,7 @@ def sweep(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
         write("export", {"models": results, "meaning": meaning})
     return {
         label: f"{found['share']:.3f} of the MACs, {found['time']['cpu']['median']:.3f} of the time, "
-        f"outputs {found['difference']:.1e} apart, the largest is {found.get('largest output', nan):.1e}"
+        f"outputs {found['difference']:.1e} apart (the source's: {found.get('largest output', nan):.1e})"
         for label, found in results.items()
     }
 
