@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.checkpoints import METHODS, SUBJECTS
 from benchmarks.tables.markdown import block, percent, read, source, table
 
 _HEADS = (
@@ -29,6 +31,7 @@ def render(results: Path) -> str:
         table(_HEADS, rows),
         _note(converted),
         *_refused(figures),
+        *_missing(figures),
         source("make checkpoints", found),
     )
 
@@ -64,6 +67,12 @@ def _note(converted: Mapping[str, Mapping[str, Any]]) -> str:
         f"{said}. File given back: after saving and loading `dc.reduce_to_source` gives the source's keys, "
         "in their order, with the file's values. Seconds: reading, converting and verifying."
     )
+
+
+def _missing(figures: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    names = (f"{subject} {method}" for subject, method in product(SUBJECTS, METHODS))
+    missing = [name for name in names if name not in figures]
+    return [f"Not run yet: {', '.join(missing)}."] if missing else []
 
 
 def _refused(figures: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
