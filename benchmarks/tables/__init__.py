@@ -1,6 +1,6 @@
-"""The README's tables, rendered from the JSON in ``benchmarks/results``: text cannot drift from data.
+"""Tables of README and docs/results.md, rendered from ``benchmarks/results``: text cannot drift from data.
 
-A block of the README is what stands between these two lines, and ``python -m benchmarks.tables`` writes it:
+A block is what stands between these two lines, and ``python -m benchmarks.tables`` writes it:
 
     <!-- table: NAME -->
     <!-- table: end -->
@@ -19,6 +19,7 @@ from benchmarks.tables import (
     counting,
     coverage,
     deployment,
+    highlights,
     predicted,
     routes,
     scaling,
@@ -33,6 +34,8 @@ RENDERERS: Mapping[str, Callable[[Path], str]] = {
     "checkpoints": checkpoints.render,
     "scaling": scaling.render,
     "deployment": deployment.render,
+    "speed": highlights.render_speed,
+    "accuracy": highlights.render_accuracy,
     "widths": widths.render,
     "skipping": routes.render_skipping,
     "routing": routes.render_routing,

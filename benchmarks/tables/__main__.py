@@ -1,4 +1,4 @@
-"""``python -m benchmarks.tables [NAME ...]``: fill the README's tables, or print the named ones."""
+"""``python -m benchmarks.tables [NAME ...]``: fill README and docs/results.md, or print tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from benchmarks.tables import RENDERERS
 from benchmarks.tables.document import filled
 from benchmarks.tables.markdown import MissingResult
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
 
 
 def main(names: list[str]) -> int:
@@ -21,7 +22,8 @@ def main(names: list[str]) -> int:
         return 2
     try:
         if not names:
-            README.write_text(filled(README.read_text(), RENDERERS, RESULTS))
+            for path in DOCUMENTS:
+                path.write_text(filled(path.read_text(), RENDERERS, RESULTS))
         for name in names:
             print(RENDERERS[name](RESULTS))
     except (MissingResult, ValueError) as error:
