@@ -9,7 +9,9 @@ from html import escape
 from itertools import chain, repeat
 
 WIDTH, HEIGHT = 720, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 34, 50
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 28, 34, 50
+_Box = tuple[float, float, float]
+"""Left and right end of a label, and its base line."""
 _LETTER = 11
 """Width of a letter where the window is narrow and letters are largest."""
 
@@ -78,7 +80,22 @@ def drawing(x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[tuple[fl
     """What stands inside an SVG of `WIDTH` by `HEIGHT`."""
     frame = _Frame(x, y)
     parts = [*frame.axes(), *(frame.mark(at, word) for at, word in marks)]
-    return "".join((*parts, *(part for one in series for part in frame.series(one))))
+    taken: list[_Box] = []
+    return "".join((*parts, *(part for one in series for part in frame.series(one, taken))))
+
+
+def _free(label: str, x: float, y: float, below: bool, taken: list[_Box]) -> float:
+    """The base line of a label at a point: above or below it, further away where others lie."""
+    width = _LETTER * len(label)
+    left = x - width if x > WIDTH - 100 else x
+    places = (22, -10, 44, -32, 66) if below else (-10, 22, -32, 44, 66)
+    apart = [
+        y + down
+        for down in places
+        if all(left + width < start or end < left or abs(y + down - at) >= 21 for start, end, at in taken)
+    ]
+    taken.append((left, left + width, apart[0] if apart else y + places[0]))
+    return taken[-1][2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +134,8 @@ class _Frame:
             f"<text class='faint' x='{x + 5:.1f}' y='{_TOP - 6}'>{escape(word)}</text>"
         )
 
-    def series(self, one: Series) -> Iterator[str]:
-        """A line, its points, their labels; a label that would lie on the one before goes below its point."""
+    def series(self, one: Series, taken: list[_Box]) -> Iterator[str]:
+        """A line, its points, their labels, where none of those in `taken` lies; they are added there."""
         places = [self.place(x, y) for x, y in one.points]
         if len(places) > 1:
             way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -128,15 +145,10 @@ class _Frame:
             yield f"<path class='line {one.kind}' d='M{at:.1f} {low:.1f} V{high:.1f}'/>"
         if one.dots:
             yield from map(self._dot, repeat(one.kind), places, chain(one.titles, repeat("")))
-        last = (-math.inf, 0.0)
         for label, (x, y) in zip(one.labels, places, strict=False):
-            near = x - last[0] < _LETTER * len(label) + 12 and abs(y - last[1]) < 22
-            crowded = one.below or near
-            down = 22 if crowded else -10
-            end = " end-at" if x > WIDTH - 100 else ""
             if label:
-                yield f"<text class='{end}' x='{x:.1f}' y='{y + down:.1f}'>{escape(label)}</text>"
-                last = (x, y)
+                end, at = "end-at" if x > WIDTH - 100 else "", _free(label, x, y, one.below, taken)
+                yield f"<text class='{end}' x='{x:.1f}' y='{at:.1f}'>{escape(label)}</text>"
 
     @staticmethod
     def _dot(kind: str, place: tuple[float, float], title: str) -> str:
