@@ -233,7 +233,7 @@ def parameter_costs(graph: fx.Graph, facts: Facts) -> dict[str, Polynomial]:
 
     What several nodes read counts where the one that runs most often does.
     """
-    on_path, when = path_nodes(graph), conditions(find_skips(graph))
+    on_path, when = path_nodes(graph, kernels=True), conditions(find_skips(graph))
     readers: dict[str, str] = {}
     for node in graph.nodes:
         name = str(node.target)

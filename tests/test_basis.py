@@ -109,6 +109,14 @@ def test_untrained_kernels_are_the_sources_bit_for_bit() -> None:
     assert torch.equal(dyn.run(x, policy=dc.Forced({"basis": route["basis"][1:2]}))[0], net(x))
 
 
+def test_parameters_that_a_sample_reads_are_the_weights_and_all_their_bases() -> None:
+    net, dyn = mixed_net()
+    bases = sum(p.numel() for name, p in dyn.named_parameters() if name.startswith("dyn.bases."))
+    own = sum(p.numel() for p in net.parameters())
+    assert bases > own
+    assert float(dyn.active_parameters(dyn.route({}))) == own + bases
+
+
 def test_full_capacity_stays_the_sources_network_when_bases_are_trained() -> None:
     net, dyn = mixed_net()
     x = torch.randn(4, 3, 12, 12)

@@ -62,13 +62,16 @@ def macs_facts(graph: fx.Graph, dims: GraphDims) -> MacsFacts:
     )
 
 
-def path_nodes(graph: fx.Graph) -> set[str]:
-    """Nodes that the output depends on through data, not through a decision; kernels are state."""
+def path_nodes(graph: fx.Graph, *, kernels: bool = False) -> set[str]:
+    """Nodes that the output depends on through data, not through a decision.
+
+    Kernels put together per sample are state; with `kernels` what they are put together from counts, too.
+    """
     found: set[str] = set()
     todo = [node for node in graph.nodes if node.op == "output"]
     while todo:
         node = todo.pop()
-        if node.name in found or node.target is synthesize:
+        if node.name in found or (node.target is synthesize and not kernels):
             continue
         found.add(node.name)
         if node.target not in DECISIONS:

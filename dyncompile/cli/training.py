@@ -213,11 +213,10 @@ def _measured(found: Evaluation) -> str:
         f"samples   {found.samples:,}",
         f"accuracy  {percent(found.accuracy)}",
         f"MACs      {percent(found.macs)} of the source's, decision nets included",
-    ]
-    if found.parameters is not None:
-        lines.append(f"weights   {found.parameters:.1%} of the source's parameters are read for a sample")
-    lines += [
-        f"{name}: " + ", ".join(f"{label} in {percent(share)}" for label, share in use.items())
-        for name, use in found.use.items()
+        f"weights   {found.parameters:.1%} of the source's parameters are read for a sample",
+        *(
+            f"{name}: " + ", ".join(f"{label} in {percent(share)}" for label, share in use.items())
+            for name, use in found.use.items()
+        ),
     ]
     return "\n".join(lines)

@@ -28,14 +28,14 @@ class Evaluation:
         accuracy: share that the largest logit names right.
         macs: mean share of the source's MACs, decision nets included where they are asked.
         parameters: elements that a sample's path reads over those of the source, mean over samples, decision
-            nets left out; None where weights are mixed, which reads all of them.
+            nets left out; where weights are mixed, with all that they are mixed from.
         use: per choice, the share of samples per column: how often it is picked, or switched on.
     """
 
     samples: int
     accuracy: float
     macs: float
-    parameters: float | None
+    parameters: float
     use: Mapping[str, Mapping[str, float]]
 
 
@@ -64,9 +64,7 @@ def evaluate_policy(dyn: DynamicModel, data: Any, policy: Policy, *, batch_size:
                 used[name] += (decided.detach().float().cpu() > 0).float().sum(0)
     use = {name: _by_label(dyn.choices[name], counts / rows) for name, counts in used.items()}
     own = sum(p.numel() for name, p in dyn.named_parameters() if not name.startswith(f"{STATE_PREFIX}."))
-    mixes = any(choice.domain is Domain.MIXTURE for choice in dyn.choices.values())
-    parameters = None if mixes else active / rows / own
-    return Evaluation(rows, right / rows, macs / rows / dyn.static_macs, parameters, use)
+    return Evaluation(rows, right / rows, macs / rows / dyn.static_macs, active / rows / own, use)
 
 
 def _by_label(choice: Choice, shares: torch.Tensor) -> dict[str, float]:

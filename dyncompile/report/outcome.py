@@ -26,8 +26,7 @@ def summary(dyn: DynamicModel, one: Explanation, results: Results | None) -> Ite
         learned = results.learned
         yield percent(learned.accuracy), f"accuracy, as decided, {learned.samples:,} samples"
         yield percent(learned.macs), "of the source's MACs, as decided, decision nets included"
-        if learned.parameters is not None:
-            yield percent(learned.parameters), "of the source's parameters are read for a sample, as decided"
+        yield percent(learned.parameters), "of the source's parameters are read for a sample, as decided"
     if results is not None:
         full = max(results.fixed.values(), key=lambda found: found.macs)
         yield percent(full.accuracy), "accuracy at full capacity"
