@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ SERIES = {
 Point = tuple[float, float]
 """Share of MACs, accuracy."""
 
+CONTROLS = ("fixed routes", "random routes")
+_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
 Series = dict[str, list[Point]]
 
@@ -71,15 +74,32 @@ def curves(runs: Sequence[Result]) -> list[list[Point]]:
 
 def figure(title: str, series: Series, lines: Sequence[Sequence[Point]] = ()) -> str:
     """An SVG document."""
-    values = [y for found in series.values() for _, y in found]
-    right = 1.05 * max(1.0, *(x for found in series.values() for x, _ in found))
-    margin = max(0.002, (max(values) - min(values)) / 20)
-    axes = Axes(min(values) - margin, max(values) + margin, right)
-    drawn = (*_frame(title, axes), *_lines(axes, lines), *_marks(axes, series), *_legend(series))
+    axes = _axes(series)
+    drawn = (*_frame(title, axes), *_lines(axes, lines), *_marks(axes, series), *_legend(series, axes))
     body = "\n".join(drawn)
     size = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
     return f'{head}\n<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n'
+
+
+def _axes(series: Series) -> Axes:
+    """Room for every series; controls at chance are left out where they would flatten all else."""
+    right = 1.05 * max(1.0, *(x for found in series.values() for x, _ in found))
+    values = [y for found in series.values() for _, y in found]
+    kept = [y for name, found in series.items() if name not in CONTROLS for _, y in found] or values
+    span = max(0.02, max(kept) - min(kept))
+    low, high = max(min(values), min(kept) - 2 * span), max(values)
+    margin = max(0.002, (high - low) / 20)
+    return Axes(low - margin, high + margin, right)
+
+
+def _ticks(low: float, high: float) -> Iterator[float]:
+    """At most about seven round numbers between two accuracies, in percent."""
+    step = next((one for one in _STEPS if 100 * (high - low) <= 7 * one), _STEPS[-1])
+    first = math.ceil(100 * low / step)
+    while first * step <= 100 * high:
+        yield first * step
+        first += 1
 
 
 def _frame(title: str, axes: Axes) -> Iterator[str]:
@@ -88,11 +108,10 @@ def _frame(title: str, axes: Axes) -> Iterator[str]:
         x, y = axes.place((percent / 100, axes.low))
         yield f'<line x1="{x}" y1="{_TOP}" x2="{x}" y2="{y}" stroke="#eeeeee"/>'
         yield f'<text x="{x}" y="{y + 18}" text-anchor="middle">{percent}</text>'
-    for step in range(6):
-        value = axes.low + (axes.high - axes.low) * step / 5
-        x, y = axes.place((0, value))
+    for value in _ticks(axes.low, axes.high):
+        x, y = axes.place((0, value / 100))
         yield f'<line x1="{x}" y1="{y}" x2="{_WIDTH - _RIGHT}" y2="{y}" stroke="#eeeeee"/>'
-        yield f'<text x="{x - 6}" y="{y + 4}" text-anchor="end">{100 * value:.1f}</text>'
+        yield f'<text x="{x - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>'
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     yield f'<text x="{middle}" y="{_HEIGHT - 10}" text-anchor="middle">MACs, % of the source</text>'
     yield f'<text x="14" y="{_HEIGHT / 2}" transform="rotate(-90 14 {_HEIGHT / 2})">test accuracy, %</text>'
@@ -106,11 +125,15 @@ def _lines(axes: Axes, lines: Iterable[Sequence[Point]]) -> Iterator[str]:
 
 def _marks(axes: Axes, series: Series) -> Iterator[str]:
     for name, found in series.items():
-        for x, y in map(axes.place, found):
+        for x, y in map(axes.place, (point for point in found if point[1] >= axes.low)):
             yield f'<circle cx="{x}" cy="{y}" r="4" fill="{SERIES[name]}" fill-opacity="0.7"/>'
 
 
-def _legend(series: Series) -> Iterator[str]:
+def _legend(series: Series, axes: Axes) -> Iterator[str]:
+    below = sum(y < axes.low for found in series.values() for _, y in found)
+    if below:
+        x, y = _WIDTH - _RIGHT + 16, _HEIGHT - _BOTTOM
+        yield f'<text x="{x}" y="{y}" fill="#666666">{below} controls below</text>'
     for row, name in enumerate(name for name in SERIES if series.get(name)):
         color = SERIES[name]
         x, y = _WIDTH - _RIGHT + 16, _TOP + 16 + 20 * row
