@@ -138,6 +138,14 @@ def test_best_epoch_survives_an_interruption(tmp_path: Path) -> None:
 # -- what lies on disk ------------------------------------------------------------------------------
 
 
+def test_two_trainings_in_one_directory_are_told_apart(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.write("step-00000001-0-gates", lambda folder: (folder / "a").write_text("first"))
+    with pytest.raises(dc.CheckpointError, match="another training writes to the same directory"):
+        checkpoints.write("step-00000001-0-gates", lambda folder: (folder / "a").write_text("second"))
+    assert (tmp_path / "step-00000001-0-gates" / "a").read_text() == "first"
+
+
 def test_every_checkpoint_is_a_model(tmp_path: Path) -> None:
     dyn = conv_net()
     run(dyn, recipe(), tmp_path)

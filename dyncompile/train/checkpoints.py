@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from dyncompile.errors import CheckpointError
 from dyncompile.files import aside_directory, publish_directory, remove_asides, remove_directory
 
 _NAME = re.compile(r"step-(\d+)-(\d+)-[\w.-]+")
@@ -46,10 +47,23 @@ class Checkpoints:
         return self.directory / names[-1] if names else None
 
     def write(self, name: str, fill: Callable[[Path], object]) -> None:
-        """`fill` a directory aside, then give it its name. What `fill` writes must be flushed to disk."""
-        aside = aside_directory(self.directory / name)
+        """`fill` a directory aside, then give it its name. What `fill` writes must be flushed to disk.
+
+        Raises CheckpointError where another process has written this checkpoint since the training began.
+        """
+        path = self.directory / name
+        aside = aside_directory(path)
         fill(aside)
-        publish_directory(aside, self.directory / name)
+        try:
+            publish_directory(aside, path)
+        except OSError:
+            if not path.exists():
+                raise
+            raise CheckpointError(
+                "this checkpoint is there already: another training writes to the same directory",
+                where=str(path),
+                fix="stop one of them, or give each a directory of its own",
+            ) from None
 
     def prune(self, wanted: Iterable[str]) -> None:
         """Delete all but the newest ones and those that are still `wanted`."""
