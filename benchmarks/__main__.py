@@ -59,6 +59,7 @@ MISSING: Mapping[str, Callable[[], dict[str, Any]]] = {
     "deployment_compiled": deployment.compiled_missing,
     "export": export.missing,
     "latency": latency.missing,
+    "routing": routing.missing,
     "scaling": scaling.missing,
 }
 """How a benchmark goes on from the results that there are."""
