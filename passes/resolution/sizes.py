@@ -101,7 +101,11 @@ class Resolution:
         ]
         named = [i for i in maps if leaves[i].path == self.image] if self.image else maps
         if program.source is None:
-            return Rejection("image", "a choice decides on the size of the network's input already")
+            reason = (
+                "other sizes are captured from the network's code, which is not at hand: a stored graph has "
+                "one size, and where a choice decides on the size already the sizes are settled"
+            )
+            return Rejection("image", reason)
         if len(named) == 1:
             return named[0]
         if not maps:
