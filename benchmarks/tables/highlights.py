@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,6 @@ def render_accuracy(results: Path) -> str:
     return block(table(heads, rows), note, source("make fashion", first))
 
 
-def _accuracies(found: list[Mapping[str, Any]]) -> Iterator[str]:
+def _accuracies(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for column in ("dynamic", "random", "static", "source"):
         yield spread([100 * COLUMNS[column](dict(run)) for run in found])
