@@ -13,7 +13,7 @@ that do not (`dyncompile.runtime.branches`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,7 @@ class _Cutter:
         self.state, self.channels, self.compiler = program.state, channels, compiler
         self._parting = parting(graph)
         self._home: dict[fx.Node, int] = {}
+        self._read: dict[fx.Node, set[fx.Node]] = {}
         self._decisions: list[list[fx.Node]] = [[]]
         leaves = find_leaves(graph)
         self._leaves = {leave.choice: leave for leave in leaves}
@@ -111,17 +112,17 @@ class _Cutter:
             return True
         return node.op == "call_function" and not carries_tensor(node) and node.target is not ops.put
 
-    def is_common(self, node: fx.Node, body: Collection[fx.Node]) -> bool:
+    def is_common(self, node: fx.Node, body: frozenset[fx.Node]) -> bool:
         """Whether positions that a node finds active are read outside a body, too: all rows count then."""
-        if node.target is not ops.active:
-            return False
-        todo = [node]
-        while todo:
-            users = list(todo.pop().users)
-            todo += [user for user in users if self.is_light(user)]
-            if any(user not in body for user in users if not self.is_light(user)):
-                return True
-        return False
+        return node.target is ops.active and not self._readers(node) <= body
+
+    def _readers(self, node: fx.Node) -> set[fx.Node]:
+        """What computes with a light node, through others that are light."""
+        if node not in self._read:
+            heavy = {user for user in node.users if not self.is_light(user)}
+            light = (self._readers(user) for user in node.users if self.is_light(user))
+            self._read[node] = heavy.union(*light)
+        return self._read[node]
 
     def is_taken_here(self, node: fx.Node) -> bool:
         """Whether a node asks a decision net without making rows part: that happens while a segment runs."""
