@@ -13,7 +13,7 @@ that do not (`dyncompile.runtime.branches`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class _Cutter:
         self._owner: dict[fx.Node, Skip] = {}
         for skip in sorted(skips, key=lambda skip: -len(skip.body)):  # the innermost comes last
             self._owner.update(dict.fromkeys({*skip.body, skip.product, skip.exit} - {skip.last}, skip))
-        self._trunk = -1
+        self._trunk, self._blocks = -1, blocks
         branching = {one.condition[0] for skip in skips for one in skip.alternatives}
         self._place(branching if blocks else set[str]())
         names = range(len(self._decisions))
@@ -213,10 +213,14 @@ class _Cutter:
 
     def _row_bytes(self, index: int) -> int:
         """See `Segment`: only what precedes the first branch runs in blocks, branches part rows anyway."""
-        nodes = self.nodes_of(index)
-        if index != self._trunk or any(node in self.ends or self.is_taken_here(node) for node in nodes):
+        piece = self._pieces[index]
+        return self.row_bytes(self.nodes_of(index), piece.inputs) if index == self._trunk else 0
+
+    def row_bytes(self, nodes: Sequence[fx.Node], inputs: Collection[fx.Node]) -> int:
+        """Bytes of the widest value of one row where nodes may run in blocks of rows, else 0."""
+        if not self._blocks or any(node in self.ends or self.is_taken_here(node) for node in nodes):
             return 0
-        return widest_row(nodes, self.types, self.state)
+        return widest_row(nodes, inputs, self.types, self.state)
 
     def _alive(self, index: int, live: set[fx.Node]) -> frozenset[str]:
         earlier = {str(d.args[1]) for decisions in self._decisions[:index] for d in decisions}
@@ -307,6 +311,7 @@ class _Piece:
                 takes=tuple(taken.index(node) for node in body.inputs),
                 borrowed=one.borrowed,
                 grouping=self._grouping(skip, one, body),
+                row_bytes=self._cutter.row_bytes(self._cutter.body_of(skip, one), body.inputs),
             )
             for body, one in zip(bodies, skip.alternatives, strict=True)
         ]
