@@ -20,6 +20,7 @@ from dyncompile.latency import Ratio, Times, time_in_turns
 Found = Mapping[str, Any]
 FULL_ROUNDS = {1: 9, 8: 3}
 WIDTH_ROUNDS = 7
+COMPILED_ROUNDS = 25
 MIXED_ROUNDS = {32: 4, 128: 2}
 Runs = Mapping[str, Callable[[], object]]
 KINDS = ("specialized", "forced", "packed", "gated")
@@ -114,7 +115,7 @@ def compiled(one: Subject) -> Found:
     with torch.inference_mode():
         first, second = (pytree.tree_leaves(run())[0] for run in (runs["source"], lambda: runs["full"]()[0]))
         assert torch.allclose(first, second, atol=1e-3 * float(first.abs().max()))
-    return over(times(runs, FULL_ROUNDS[1]), "full", "source")
+    return over(times(runs, COMPILED_ROUNDS), "full", "source")
 
 
 PARTS: Mapping[str, Callable[[Subject], Found]] = {
