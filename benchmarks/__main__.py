@@ -61,6 +61,7 @@ MISSING: Mapping[str, Callable[[], dict[str, Any]]] = {
     "latency": latency.missing,
     "routing": routing.missing,
     "scaling": scaling.missing,
+    "skipping": skipping.missing,
 }
 """How a benchmark goes on from the results that there are."""
 

@@ -26,7 +26,7 @@ from rich.progress import track
 
 from benchmarks.models import REFERENCE
 from benchmarks.peers.__main__ import MEMORY, SECONDS
-from benchmarks.record import RESULTS, write
+from benchmarks.record import read, write
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".data" / "peers"
@@ -37,6 +37,7 @@ PYTHON: Mapping[str, Path] = {
 }
 LIMITS = {"CPU seconds": SECONDS, "bytes": MEMORY}
 Rows = dict[str, dict[str, Any]]
+"""Model -> contender -> outcome."""
 
 
 def run() -> dict[str, Any]:
@@ -46,7 +47,7 @@ def run() -> dict[str, Any]:
 
 def sweep(names: list[str], contenders: list[str]) -> dict[str, Any]:
     """Measure these, keep the other results that there are; the figures of each contender."""
-    models: Rows = read()
+    models: Rows = read("coverage", "models")
     with ExitStack() as stack:
         open_ones = {contender: stack.enter_context(answering(contender)) for contender in contenders}
         for name in track(names, description="coverage", console=Console(stderr=True)):
@@ -54,12 +55,6 @@ def sweep(names: list[str], contenders: list[str]) -> dict[str, Any]:
                 models.setdefault(name, {})[contender] = ask(process, name)
             write("coverage", {"models": models, "limits": LIMITS, "meaning": MEANING})
     return {f"{c}, {what}": value for c in contenders for what, value in summary(models, c).items()}
-
-
-def read() -> Rows:
-    """Model -> contender -> outcome, so far."""
-    path = RESULTS / "coverage.json"
-    return json.loads(path.read_text())["models"] if path.exists() else {}
 
 
 @contextmanager
@@ -145,7 +140,8 @@ def main() -> None:
     parser.add_argument("--contender", choices=PYTHON, action="append", help="one of them (repeatable)")
     parser.add_argument("--missing", action="store_true", help="only models without results")
     options = parser.parse_args()
-    contenders, known = options.contender or list(PYTHON), read() if options.missing else {}
+    contenders: list[str] = options.contender or list(PYTHON)
+    known: Rows = read("coverage", "models") if options.missing else {}
     names = [name for name in REFERENCE if re.search(options.only, name)]
     names = [name for name in names if not set(contenders) <= set(known.get(name, {}))]
     for label, value in sweep(names, contenders).items():

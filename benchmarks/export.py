@@ -11,8 +11,7 @@ import copy
 import importlib
 import tempfile
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import dyncompile as dc
-from benchmarks.record import read, write
+from benchmarks.sweep import Sweep
 from dyncompile import zoo
 from dyncompile.latency import compare
 
@@ -44,26 +43,16 @@ FAR = 100.0
 
 def run() -> dict[str, Any]:
     """For every model: bytes, differences, and the time of all dropped over that of all kept."""
-    return sweep(MODELS)
+    return lines(SWEEP.run())
 
 
 def missing() -> dict[str, Any]:
     """The same for models without results."""
-    known = read("export", "models")
-    return sweep([(name, method) for name, method in MODELS if f"{name} {method}" not in known])
+    return lines(SWEEP.missing())
 
 
-def sweep(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Measure these, and keep the other results that there are."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    results = read("export", "models")
-    meaning = (
-        "ONNX Runtime, batch 1, one thread: time with all dropped over time with all kept, and MACs alike"
-    )
-    for name, method in wanted:
-        results[f"{name} {method}"] = measure(name, method)
-        write("export", {"models": results, "meaning": meaning})
+def lines(results: Mapping[str, Any]) -> dict[str, str]:
+    """Figures, one line per model and method."""
     return {
         label: f"{found['share']:.3f} of the MACs, {found['time']['cpu']['median']:.3f} of the time, "
         f"outputs {found['difference']:.1e} apart (the source's: {found.get('largest output', nan):.1e})"
@@ -95,6 +84,19 @@ def measure(name: str, method: str) -> dict[str, Any]:
         "share": shares["dropped"] / shares["kept"],
         "time": asdict(found),
     }
+
+
+SWEEP = Sweep(
+    "export",
+    "models",
+    plan=lambda: MODELS,
+    last=lambda step: (" ".join(step),),
+    measure=lambda step: [((" ".join(step),), measure(*step))],
+    facts={
+        "meaning": "ONNX Runtime, batch 1, one thread: time with all dropped over time with all kept, and "
+        "MACs alike"
+    },
+)
 
 
 def _sides(dyn: dc.DynamicModel) -> dict[str, Mapping[str, tuple[float, ...]]]:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, fx
 
 import dyncompile as dc
-from benchmarks.record import read, write
+from benchmarks.sweep import Place, Sweep
 from dyncompile import zoo
 from dyncompile.latency import Latency, ProcessClock, Ratio, compare
 
@@ -49,26 +48,36 @@ class _Subject:
 
 def run() -> dict[str, Any]:
     """Quartiles of the errors per model, method and kind of batch; written after every model."""
-    return sweep(PLAN)
+    return {name: told(found) for name, found in SWEEP.run().items()}
 
 
 def missing() -> dict[str, Any]:
     """The same for models and methods without results."""
-    known = read("latency", "rows")
-    return sweep([one for one in PLAN if not any(row.startswith(" ".join(one)) for row in known)])
+    return {name: told(found) for name, found in SWEEP.missing().items()}
 
 
-def sweep(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Measure these models with these methods, and keep the other results that there are."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    results = read("latency", "rows")
-    meaning = "relative errors of predicted shares of the source's time (CPU time, one thread)"
-    for model, method in wanted:
-        for kind, found in measure(model, method, MODELS[model]):
-            results[f"{model} {method}, {kind}"] = found
-        write("latency", {"rows": results, "meaning": meaning})
-    return {name: told(found) for name, found in results.items()}
+def _kinds(batch: int) -> tuple[str, ...]:
+    """What is measured of a model, in order."""
+    return ("batch 1", f"batch {batch}, alike", f"batch {batch}, mixed") if batch > 1 else ("batch 1",)
+
+
+def _place(step: tuple[str, str], kind: str) -> Place:
+    return (f"{' '.join(step)}, {kind}",)
+
+
+def _rows(step: tuple[str, str]) -> Iterator[tuple[Place, Any]]:
+    for kind, found in zip(_kinds(MODELS[step[0]]), measure(*step, MODELS[step[0]]), strict=True):
+        yield _place(step, kind), found
+
+
+SWEEP = Sweep(
+    "latency",
+    "rows",
+    plan=lambda: PLAN,
+    last=lambda step: _place(step, _kinds(MODELS[step[0]])[-1]),
+    measure=_rows,
+    facts={"meaning": "relative errors of predicted shares of the source's time (CPU time, one thread)"},
+)
 
 
 def told(found: dict[str, Any]) -> str:
@@ -82,8 +91,8 @@ def _quartiles(errors: dict[str, Any]) -> str:
     return f"{one['median']:.1%} [{one['low']:.1%}, {one['high']:.1%}]"
 
 
-def measure(name: str, method: str, batch: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(kind of batch, its results) of one model."""
+def measure(name: str, method: str, batch: int) -> Iterator[dict[str, Any]]:
+    """Results of one model, by `_kinds`."""
     source = zoo.load(name)
     dyn = dc.dynamize(source.model.eval(), method, source.args).eval()
     shape = batch, *source.args[0].shape[1:]
@@ -91,12 +100,12 @@ def measure(name: str, method: str, batch: int) -> Iterator[tuple[str, dict[str,
     one = _Subject(dyn, dc.specialize(dyn, {}), images)
     single = one.latency(1)
     with torch.inference_mode():
-        yield "batch 1", _results(one, 1, {"predicted": single}, mixed=False)
+        yield _results(one, 1, {"predicted": single}, mixed=False)
         if batch > 1:
             several = one.latency(batch)
-            yield f"batch {batch}, alike", _results(one, batch, {"predicted": several}, mixed=False)
+            yield _results(one, batch, {"predicted": several}, mixed=False)
             models = {"predicted": several, "alone": single}
-            yield f"batch {batch}, mixed", _results(one, batch, models, mixed=True)
+            yield _results(one, batch, models, mixed=True)
 
 
 def _results(one: _Subject, batch: int, models: dict[str, Latency], *, mixed: bool) -> dict[str, Any]:

@@ -6,8 +6,7 @@ ratio = time of the mixed batch / ideal;   "apart": connections deal the rows in
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 import dyncompile as dc
-from benchmarks.record import read, write
+from benchmarks.sweep import Place, Sweep
 from dyncompile import zoo
 from dyncompile.latency import compare
 
@@ -29,26 +28,16 @@ SIZE = {RESNET: 64}
 
 def run() -> dict[str, Any]:
     """Time over the ideal at every batch, and the source's overhead at full capacity."""
-    return _measured({})
+    return lines(SWEEP.run())
 
 
 def missing() -> dict[str, Any]:
     """The same, leaving out batches that have results."""
-    return _measured(read("routing", "models"))
+    return lines(SWEEP.missing())
 
 
-def _measured(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    meaning = (
-        "time of a batch of mixed routes over the sum of static networks at their rows; full: over the source"
-    )
-    for name, batch, pairs in PLAN:
-        if f"apart, batch {batch}" in results.get(name, {}):
-            continue
-        for label, found in measure(name, batch, pairs):
-            results.setdefault(name, {})[label] = found
-            write("routing", {"models": results, "meaning": meaning, "method": METHOD})
+def lines(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Figures, one line per model, batch and mixture."""
     return {
         f"{name} {row}": f"{found['cpu']['median']:.3f}"
         for name, rows in results.items()
@@ -56,17 +45,31 @@ def _measured(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measure(name: str, batch: int, pairs: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Ratios of one model at one batch size, by what was run."""
+def measure(name: str, batch: int, pairs: int) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Ratios of one model at one batch size, by model and what was run."""
     model = zoo.load(name).model.eval()
     size = SIZE.get(name, 224)
     dyn = dc.dynamize(model, METHOD, torch.randn(2, 3, size, size)).eval()
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         full = compare(lambda: dyn.run(x, policy=dc.Full()), lambda: model(x), pairs)
-        yield f"full, batch {batch}", asdict(full)
+        yield (name, f"full, batch {batch}"), asdict(full)
         for label, apart in (("together", False), ("apart", True)):
-            yield f"{label}, batch {batch}", asdict(_mixed(dyn, x, pairs, apart=apart))
+            yield (name, f"{label}, batch {batch}"), asdict(_mixed(dyn, x, pairs, apart=apart))
+
+
+SWEEP = Sweep(
+    "routing",
+    "models",
+    plan=lambda: PLAN,
+    last=lambda step: (step[0], f"apart, batch {step[1]}"),
+    measure=lambda step: measure(*step),
+    facts={
+        "meaning": "time of a batch of mixed routes over the sum of static networks at their rows; full: "
+        "over the source",
+        "method": METHOD,
+    },
+)
 
 
 def _mixed(dyn: dc.DynamicModel, x: Tensor, pairs: int, *, apart: bool) -> Any:

@@ -6,12 +6,11 @@ peaks of memory are its own; results are written as they come, small networks fi
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import resource
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,9 +20,10 @@ from torch import nn
 
 import dyncompile as dc
 from benchmarks.conversion import bare_exports
-from benchmarks.record import RESULTS, read, write
+from benchmarks.record import RESULTS
 from benchmarks.scaling_figure import figure
 from benchmarks.scaling_nets import resnet, transformer
+from benchmarks.sweep import Place, Sweep
 from dyncompile.zoo import Source
 
 METHODS = ("dsnet", "lcnet(channels=False)")
@@ -66,31 +66,36 @@ def plan() -> Iterator[Size]:
         yield Size("transformer", 5, WIDTHS[level], "meta", METHODS[0])
 
 
+def _place(row: Mapping[str, Any]) -> Place:
+    """By what a `Size` says."""
+    return (f"{row['network']} {row['depth']}x{row['width']} {row['device']} {row['method']}",)
+
+
 def run() -> dict[str, Any]:
     """Measure all sizes; seconds and the growth of memory of each."""
-    return _measured([])
+    return lines(SWEEP.run())
 
 
 def missing() -> dict[str, Any]:
     """The same, leaving out sizes that have results."""
-    return _measured(list(read("scaling", "rows")))
+    return lines(SWEEP.missing())
 
 
-def _measured(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        for size in plan():
-            if any(asdict(size).items() <= row.items() for row in rows):
-                continue
-            rows.append(pool.submit(measure, size).result())
-            write("scaling", {"rows": rows, "meaning": MEANING})
-            (RESULTS / "scaling.svg").write_text(figure(rows))
+def lines(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Figures, one line per size."""
     return {
         f"{one['network']} {one['nodes']} nodes, {one['parameters'] / 1e6:.1f} M, {one['method']}": (
             f"{one['seconds']:.1f} s, exports {one['exports']:.1f} s, {one['memory'] / 2**20:.0f} MiB"
         )
-        for one in rows
+        for one in rows.values()
     }
+
+
+def _alone(size: Size) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Measured in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        yield _place(asdict(size)), pool.submit(measure, size).result()
 
 
 def measure(size: Size) -> dict[str, Any]:
@@ -127,5 +132,14 @@ MEANING = {
     "memory": "bytes that the peak of the resident set grew by during dynamize",
 }
 
-if __name__ == "__main__":
-    print(json.dumps([asdict(size) for size in plan()], indent=1))
+SWEEP = Sweep(
+    "scaling",
+    "rows",
+    plan=lambda: [*plan()],
+    last=lambda size: _place(asdict(size)),
+    measure=_alone,
+    facts={"meaning": MEANING},
+    load=lambda rows: {_place(row)[0]: row for row in rows},
+    dump=lambda rows: [*rows.values()],
+    written=lambda rows: (RESULTS / "scaling.svg").write_text(figure([*rows.values()])),
+)

@@ -8,27 +8,24 @@ not the same fraction of time: a branch of late, small maps costs more time per 
 realized savings of a single drawn route scatter around 1 even for static networks. Batch 1 is therefore
 several calls, each of a route of its own.
 
-It takes about a quarter of an hour of an idle core. Parts that are measured are kept in ``out/skipping.json``
-until all are there: a run that was cut short goes on where it stopped.
+It takes about a quarter of an hour of an idle core; ``python -m benchmarks --missing skipping`` goes on with
+a run that was cut short.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 import dyncompile as dc
-from benchmarks.record import machine, write
+from benchmarks.sweep import Place, Sweep
 from dyncompile import zoo
 from dyncompile.latency import Times, time_in_turns
 
@@ -36,7 +33,6 @@ RESNET, VIT = "torchvision:resnet50", "timm:vit_base_patch16_224"
 RATES = (0.0, 0.25, 0.5, 0.75)
 SINGLES = 4
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-KEPT = Path(__file__).parents[1] / "out" / "skipping.json"
 MEANING = (
     "evaluation time over the source's; samples skip branches drawn at random, each its own; deployed: batch "
     "norms folded into convolutions (the source's are not); realized: share of the ideal saving, over the "
@@ -75,20 +71,17 @@ PLAN = (
 
 def run() -> dict[str, Any]:
     """Time over the source's at every rate and batch, with the share of MACs and the realized saving."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    _keep_memory()
-    rows = _kept()
-    for part in PLAN:
-        if part.where not in rows.get(part.model, {}):
-            rows.setdefault(part.model, {})[part.where] = _measure(part)
-            KEPT.parent.mkdir(exist_ok=True)
-            KEPT.write_text(json.dumps({"machine": machine(), "rows": rows}))
-            write("skipping", {"models": _flat(rows), "meaning": MEANING})
-    KEPT.unlink(missing_ok=True)
-    return {
-        f"{name} {row}": _line(found) for name, table in _flat(rows).items() for row, found in table.items()
-    }
+    return lines(SWEEP.run())
+
+
+def missing() -> dict[str, Any]:
+    """The same for parts without results."""
+    return lines(SWEEP.missing())
+
+
+def lines(models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Figures, one line per model and row."""
+    return {f"{name} {row}": _line(found) for name, table in models.items() for row, found in table.items()}
 
 
 def _line(found: Mapping[str, Any]) -> str:
@@ -109,24 +102,21 @@ def _keep_memory() -> None:
             library.mallopt(option, value)
 
 
-Rows = dict[str, dict[str, dict[str, Any]]]
-"""Model -> part -> label -> what was found."""
+def _placed(part: Part) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Rows of a part by model, label and part."""
+    _keep_memory()
+    for label, found in _measure(part).items():
+        yield (part.model, f"{label}, {part.where}"), found
 
 
-def _kept() -> Rows:
-    """Parts that an earlier run has measured, on this machine."""
-    if not KEPT.is_file():
-        return {}
-    found = json.loads(KEPT.read_text())
-    return found["rows"] if found["machine"] == machine() else {}
-
-
-def _flat(rows: Rows) -> dict[str, dict[str, Any]]:
-    """Model -> label and part -> what was found."""
-    return {
-        model: {f"{label}, {where}": one for where, table in parts.items() for label, one in table.items()}
-        for model, parts in rows.items()
-    }
+SWEEP = Sweep(
+    "skipping",
+    "models",
+    plan=lambda: PLAN,
+    last=lambda part: (part.model, f"skip {RATES[-1]:.0%}, {part.where}"),
+    measure=_placed,
+    facts={"meaning": MEANING},
+)
 
 
 def _measure(part: Part) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 def twin(source: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     """A network of the source's classes whose layers have the shapes of `state`, with these weights.
 
-    Knows convolutions (plain, grouped and depthwise), batch norms, linear layers, and the attention of timm
-    and of BERT, whose number of heads follows from its projections.
+    Knows convolutions (plain, grouped and depthwise), batch norms, linear layers, and the attention of timm's
+    ViT and Swin and of BERT, whose number of heads follows from its projections or its table of biases.
     """
     made = copy.deepcopy(source).eval()
     for name, module in list(made.named_modules()):
@@ -24,8 +24,10 @@ def twin(source: nn.Module, state: dict[str, Tensor]) -> nn.Module:
             weight = state.get(f"{key}.weight")
             if weight is not None and weight.shape != layer.weight.shape:
                 setattr(module, child, _resized(layer, weight))
-    for module in made.modules():
-        if hasattr(module, "num_heads") and hasattr(module, "qkv"):
+    for name, module in made.named_modules():
+        if hasattr(module, "relative_position_bias_table"):
+            _set_biased_heads(module, state[f"{name}.relative_position_bias_table"])
+        elif hasattr(module, "num_heads") and hasattr(module, "qkv"):
             _set_heads(module)
         elif hasattr(module, "num_attention_heads") and hasattr(module, "query"):
             _set_query_heads(module)
@@ -60,6 +62,12 @@ def _set_heads(attention: Any) -> None:
     """Let timm's attention split what its projection gives."""
     attention.num_heads = attention.qkv.out_features // (3 * attention.head_dim)
     attention.attn_dim = attention.num_heads * attention.head_dim
+
+
+def _set_biased_heads(attention: Any, table: Tensor) -> None:
+    """Let the attention of timm's Swin split what its projection gives, with biases [pairs, heads]."""
+    attention.num_heads = table.shape[1]
+    attention.relative_position_bias_table = nn.Parameter(torch.empty_like(table))
 
 
 def _set_query_heads(attention: Any) -> None:

@@ -26,7 +26,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from dyncompile.analysis.dims.algebra import Dim, Elastic, Sum, elastics, size
 from dyncompile.analysis.dims.facts import ElasticFacts
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.regions import Branch
@@ -222,7 +221,7 @@ class Slicing:
 
     def _sizes(self, one: ElasticFacts, facts: Facts) -> tuple[int, ...]:
         """Kept positions per ratio: the channels they stand for are multiples of the divisor."""
-        channels = _channels_per_position(one, facts)
+        channels = facts.unit_of.get(one.dim.name, 1)
         step = max(1, self.divisor // channels)
         least = min(one.dim.size, -(-self.minimum // channels))
         wanted = [int(one.dim.size * ratio + step / 2) // step * step for ratio in self.ratios]
@@ -281,25 +280,6 @@ def _kept_at(one: Gained) -> str:
 def is_normalized_stream(one: ElasticFacts, facts: Facts) -> bool:
     """Whether a dim runs through a residual stream and is normalized over: a transformer's embedding."""
     return bool(one.mixed) and one.dim.name in stream_dims(facts)
-
-
-def _channels_per_position(one: ElasticFacts, facts: Facts) -> int:
-    """Channels that a position stands for in the first tensor: the head dim for a head, 1 for a channel."""
-    tensor, axis = one.carriers[0]
-    return _inner_size(facts.dims.state[tensor][axis], one.dim.name)
-
-
-def _inner_size(dim: Dim, name: str) -> int:
-    """Size of what lies inside the named factor of a product."""
-    for i, factor in enumerate(dim):
-        inner = size(dim[i + 1 :])
-        if isinstance(factor, Elastic) and factor.name == name:
-            return inner
-        if isinstance(factor, Sum):
-            for segment in factor.segments:
-                if any(e.name == name for e in elastics(segment)):
-                    return inner * _inner_size(segment, name)
-    return 1
 
 
 PASSES = (Slicing,)

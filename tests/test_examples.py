@@ -82,7 +82,7 @@ def test_pictures(name: str, points: int, tmp_path: Path, monkeypatch: pytest.Mo
         importlib.import_module(f"examples.{name}").main(epochs=1)
     root = ElementTree.parse(tmp_path / "out" / "examples" / f"{name}.svg").getroot()
     found = {
-        kind: root.findall(f"{{http://www.w3.org/2000/svg}}{kind}") for kind in ("circle", "image", "text")
+        kind: list(root.iter(f"{{http://www.w3.org/2000/svg}}{kind}")) for kind in ("circle", "image", "text")
     }
     assert len(found["circle"]) == points
     assert len(found["image"]) == 12

@@ -20,6 +20,7 @@ from benchmarks.fashion.networks import build, count_macs, scale_for
 from benchmarks.fashion.plot import SERIES, curves, figure, points
 from benchmarks.fashion.summary import at_share
 from dyncompile.errors import DyncompileError
+from dyncompile.report.charts import WIDTH
 
 PER_CLASS = 1100
 
@@ -190,4 +191,4 @@ def test_a_curve_of_exits_is_a_line_from_the_first_exit_to_nobody_leaving() -> N
     across, down = zip(*places, strict=True)
     assert list(across) == sorted(across)
     assert list(down) == sorted(down, reverse=True)
-    assert across[-1] < 640 - 150, "the specialist costs more than the source and is inside of the frame"
+    assert across[-1] < WIDTH, "the specialist costs more than the source and is inside of the frame"

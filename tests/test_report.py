@@ -351,3 +351,10 @@ def test_classes_are_called_as_the_data_set_calls_them() -> None:
     assert class_names(data) == ()
     data.classes = ["circle", "cross"]  # pyright: ignore[reportAttributeAccessIssue]
     assert class_names(Subset(Subset(data, [1, 2]), [0])) == ("circle", "cross")
+
+
+def test_an_axis_of_decades_has_powers_of_ten_for_ticks() -> None:
+    axis = Axis("nodes", 50.0, 20_000.0, decades=True)
+    assert axis.ticks == [100.0, 1000.0, 10_000.0]
+    assert [axis.said(tick) for tick in axis.ticks] == ["100", "1,000", "10,000"]
+    assert axis.at(1000.0) == pytest.approx((3 - 1.69897) / (4.30103 - 1.69897))

@@ -401,6 +401,29 @@ def test_heads_round_by_the_channels_that_they_stand_for(
     assert (None if sized is None else sized.sizes) == expected
 
 
+class Biased(nn.Module):
+    """Twelve heads of eight channels with a bias per head and pair of tokens, which comes first."""
+
+    pairs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases = nn.Parameter(torch.randn(9, 12))
+        self.qkv, self.out = nn.Linear(16, 3 * 96), nn.Linear(96, 16)
+        self.register_buffer("pairs", torch.arange(25).reshape(5, 5) % 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 5, 16] to the same shape."""
+        query, key, value = self.qkv(x).reshape(-1, 5, 3, 12, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = query @ key.transpose(-2, -1) + self.biases[self.pairs].permute(2, 0, 1)
+        return self.out((scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, 5, 96))
+
+
+def test_heads_that_have_biases_round_by_their_channels() -> None:
+    dyn = dc.dynamize(Biased(), "dsnet(gate=False)", torch.randn(2, 5, 16))
+    assert [one.sizes for one in dyn.program.sized.values()] == [(3, 6, 9, 12)]
+
+
 @pytest.mark.parametrize(
     ("per", "choices"),
     [

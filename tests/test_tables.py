@@ -190,11 +190,26 @@ def test_deployed_models(tmp_path: Path) -> None:
         "full, batch 8": RATIO,
         "width, batch 1": {"0.5": row},
         "mixed, batch 32": {"shared": RATIO, "packed": RATIO},
+        "memory, batch 8": {"full": 0.95, "mixed": 0.8, "source megabytes": 1.0},
     }
     lines = rendered("deployment", {"models": {"timm:x": rows}}, tmp_path)
     assert cells(lines[2]) == ["`timm:x`, batch 8", "1.25 ± 0.25"]
     assert cells(lines[6])[:3] == ["`timm:x`, 0.5, batch 1", "25.0 %", "1.25 ± 0.25"]
     assert cells(lines[10]) == ["`timm:x`, batch 32", "1.25 ± 0.25", "1.25 ± 0.25"]
+    assert cells(lines[14]) == ["`timm:x`, batch 8", "0.95", "0.80"]
+
+
+def test_compiled_and_exported_models_stand_with_the_deployed_ones(tmp_path: Path) -> None:
+    alone = len(rendered("deployment", {"models": {}}, tmp_path))
+    exported = {"share": 0.3, "time": TIME, "difference": 2e-6, "largest output": 0.68}
+    for name, models in (
+        ("deployment_compiled", {"timm:x": {"full, batch 1": RATIO}}),
+        ("export", {"timm:x dsnet": exported}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": MACHINE, "models": models}))
+    lines = rendered("deployment", {"models": {}}, tmp_path)[alone:]
+    assert cells(lines[3]) == ["`timm:x`, batch 1", "1.25 ± 0.25"]
+    assert cells(lines[9]) == ["`timm:x dsnet`", "30.0 %", "1.25 ± 0.25", "2e-06", "0.68"]
 
 
 def test_accuracies_are_means_over_seeds(tmp_path: Path) -> None:

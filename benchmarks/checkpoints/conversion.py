@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 import dyncompile as dc
 from benchmarks.checkpoints.subjects import SUBJECTS, Subject
-from benchmarks.record import RESULTS, write
+from benchmarks.record import read, write
 from dyncompile.foreign import load_state, read_state_dict
 
 METHODS = ("dsnet", "dsnet(gate=False)", "lcnet", "routing", "resolution", "basisnet", "exits")
@@ -39,11 +38,8 @@ def run(names: list[str] | None = None) -> dict[str, Any]:
 
 def _known() -> dict[str, Any]:
     """Earlier figures by the same release of torch."""
-    path = RESULTS / "checkpoints.json"
-    if not path.exists():
-        return {}
-    found = json.loads(path.read_text())
-    return found["checkpoints"] if found["machine"]["torch"] == torch.__version__ else {}
+    same = read("checkpoints", "machine").get("torch") == torch.__version__
+    return read("checkpoints", "checkpoints") if same else {}
 
 
 def _checked(one: Subject, method: str) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import sys
 
 from rich.console import Console
 
-from benchmarks.deployment.sweep import planned, sweep
+from benchmarks.deployment.sweep import planned, some
 
 
 def main(pattern: str = "") -> None:
     """Measure what matches, and print all figures that there are."""
     wanted = [(model, part) for model, part in planned() if re.search(pattern, f"{model} {part}")]
-    for label, figure in sweep(wanted).items():
+    for label, figure in some(wanted).items():
         Console().print(f"{label}: {figure}", highlight=False)
 
 

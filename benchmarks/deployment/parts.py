@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -12,14 +14,28 @@ from torch.utils import _pytree as pytree
 import dyncompile as dc
 from benchmarks.deployment.memory import peak, weight_bytes
 from benchmarks.deployment.subject import Subject, call, mixed, some
-from benchmarks.deployment.timing import over, quartiles, times
 from benchmarks.twins import agree
+from dyncompile.latency import Ratio, Times, time_in_turns
 
 Found = Mapping[str, Any]
 FULL_ROUNDS = {1: 9, 8: 3}
 WIDTH_ROUNDS = 7
+COMPILED_ROUNDS = 25
 MIXED_ROUNDS = {32: 4, 128: 2}
+Runs = Mapping[str, Callable[[], object]]
 KINDS = ("specialized", "forced", "packed", "gated")
+
+
+def times(runs: Runs, rounds: int, warm_up: int = 1) -> dict[str, Times]:
+    """Of each candidate in every round, without autograd."""
+    with torch.inference_mode():
+        return time_in_turns(runs, rounds, warm_up)
+
+
+def over(measured: Mapping[str, Times], one: str, base: str) -> dict[str, Any]:
+    """Quartiles of the ratios of CPU times within rounds, and the median CPU time of `one`."""
+    found = measured[one].over(measured[base])
+    return {**asdict(found.cpu), "rounds": found.pairs, "seconds": statistics.median(measured[one].cpu)}
 
 
 def full(batch: int, one: Subject) -> Found:
@@ -67,10 +83,10 @@ def mixture(batch: int, one: Subject) -> Found:
             call(fast, warm, first)  # makes what a first call makes: no round is spent on it
         runs[kind] = partial(call, fast, x, policy)
     runs |= {f"hand {i}": partial(call, one.hand[i], some(x, rows[i])) for i in one.columns}
-    measured = times(runs, MIXED_ROUNDS[batch], warm=0)
-    ideal = [sum(shares) for shares in zip(*(measured[f"hand {i}"] for i in one.columns), strict=True)]
+    measured = times(runs, MIXED_ROUNDS[batch], warm_up=0)
+    ideal = [sum(shares) for shares in zip(*(measured[f"hand {i}"].cpu for i in one.columns), strict=True)]
     return {
-        kind: quartiles([a / b for a, b in zip(ideal, measured[kind], strict=True)])
+        kind: asdict(Ratio.of([a / b for a, b in zip(ideal, measured[kind].cpu, strict=True)]))
         for kind in ("shared", "packed")
     }
 
@@ -99,7 +115,7 @@ def compiled(one: Subject) -> Found:
     with torch.inference_mode():
         first, second = (pytree.tree_leaves(run())[0] for run in (runs["source"], lambda: runs["full"]()[0]))
         assert torch.allclose(first, second, atol=1e-3 * float(first.abs().max()))
-    return over(times(runs, FULL_ROUNDS[1]), "full", "source")
+    return over(times(runs, COMPILED_ROUNDS), "full", "source")
 
 
 PARTS: Mapping[str, Callable[[Subject], Found]] = {

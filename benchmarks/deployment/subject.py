@@ -65,10 +65,6 @@ class Subject:
         """A network of each width built by hand."""
         return [twin(self.model, dict(one.state_dict())) for one in self.static]
 
-    def forget(self) -> None:
-        """Free what was made."""
-        self.__dict__.clear()
-
     def gated(self, column: int) -> Deployed:
         """A deployed copy whose gates run and always say `column`."""
         fast = dc.deploy(self.dyn)

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
-
-import torch
 
 from benchmarks.deployment import parts
 from benchmarks.deployment.subject import METHOD, Subject
-from benchmarks.record import read, write
+from benchmarks.sweep import Sweep
 
 WIDTHS = (
     "torchvision:resnet50",
     "torchvision:mobilenet_v2",
     "timm:vit_small_patch16_224",
     "hf:BertForSequenceClassification",
+    "timm:swin_tiny_patch4_window7_224",
+    "timm:vit_base_patch16_224",
 )
 """Those whose static networks `benchmarks.twins` builds by hand."""
-FULL = (*WIDTHS, "torchvision:swin_t", "timm:vit_base_patch16_224")
-COMPILED = ("torchvision:resnet50", "timm:vit_small_patch16_224")
+FULL = (*WIDTHS, "torchvision:swin_t")
+COMPILED = (
+    "timm:vit_small_patch16_224",
+    "torchvision:resnet50",
+    "hf:BertForSequenceClassification",
+    "torchvision:mobilenet_v2",
+    "torchvision:swin_t",
+)
+"""From those that compile quickly to those that take long."""
 MEANING = "ratios of CPU times within rounds, see benchmarks/deployment"
 
 
 def run() -> dict[str, Any]:
     """Measure all parts of all models anew; figures per line."""
-    return sweep(planned())
+    return lines(SWEEP.run())
 
 
 def missing() -> dict[str, Any]:
     """Measure what has no results yet."""
-    known = read("deployment", "models")
-    return sweep((model, part) for model, part in planned() if part not in known.get(model, {}))
+    return lines(SWEEP.missing())
+
+
+def some(wanted: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Measure these, and keep the other results that there are."""
+    return lines(SWEEP.some(wanted))
 
 
 def planned() -> list[tuple[str, str]]:
@@ -44,36 +55,38 @@ def _applies(model: str, part: str) -> bool:
     return part.startswith("full") or model in WIDTHS
 
 
-def sweep(wanted: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Measure these, and keep the other results that there are."""
-    _quiet()
-    found, subject = read("deployment", "models"), Subject("")
-    for model, part in wanted:
-        if model != subject.name:
-            subject.forget()
-            subject = Subject(model)
-        found.setdefault(model, {})[part] = dict(parts.PARTS[part](subject))
-        write("deployment", {"models": found, "meaning": MEANING, "method": METHOD})
-    return lines(found)
+@lru_cache(maxsize=1)
+def _subject(model: str) -> Subject:
+    """One at a time: each holds its model many times over."""
+    return Subject(model)
+
+
+SWEEP = Sweep(
+    "deployment",
+    "models",
+    plan=planned,
+    last=lambda step: step,
+    measure=lambda step: [(step, dict(parts.PARTS[step[1]](_subject(step[0]))))],
+    facts={"meaning": MEANING, "method": METHOD},
+)
+_COMPILED_SWEEP = Sweep(
+    "deployment_compiled",
+    "models",
+    plan=lambda: [(model, "full, batch 1") for model in COMPILED],
+    last=lambda step: step,
+    measure=lambda step: [(step, dict(parts.compiled(_subject(step[0]))))],
+    facts={"meaning": MEANING, "method": METHOD},
+)
 
 
 def compiled() -> dict[str, Any]:
     """Deployed with inductor at full capacity over the compiled source; takes minutes of compiling."""
-    return _compiled(COMPILED)
+    return lines(_COMPILED_SWEEP.run())
 
 
 def compiled_missing() -> dict[str, Any]:
     """The same for models without results."""
-    return _compiled([model for model in COMPILED if model not in read("deployment_compiled", "models")])
-
-
-def _compiled(models: Iterable[str]) -> dict[str, Any]:
-    _quiet()
-    found = read("deployment_compiled", "models")
-    for model in models:
-        found[model] = {"full, batch 1": dict(parts.compiled(Subject(model)))}
-        write("deployment_compiled", {"models": found, "meaning": MEANING, "method": METHOD})
-    return lines(found)
+    return lines(_COMPILED_SWEEP.missing())
 
 
 def lines(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -88,8 +101,3 @@ def _told(values: Mapping[str, Any]) -> str:
         f"{name} ({_told(value)})" if isinstance(value, dict) else f"{name} {value:.3g}"
         for name, value in values.items()
     )
-
-
-def _quiet() -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import fx
 
-from dyncompile.analysis.dims.algebra import Widths, active, elastics, is_batched, kept
+from dyncompile.analysis.dims.algebra import Widths, active, elastics, is_batched, kept, unit
 from dyncompile.analysis.dims.call import flat_types
 from dyncompile.analysis.dims.dead import dead_dims
 from dyncompile.analysis.dims.facts import DimFacts, GraphDims, dim_facts
@@ -71,6 +71,21 @@ class Facts:
         """Share of parameter elements in tensors that an elastic dim touches."""
         covered = sum(n for name, n in self.parameters.items() if self.elastics_of(name))
         return covered / max(sum(self.parameters.values()), 1)
+
+    @cached_property
+    def unit_of(self) -> Mapping[str, int]:
+        """Elastic name -> channels that a position stands for: the head dim for a head, 1 for a channel.
+
+        That is where a contraction first computes it. A table of biases has an entry per head, and what is
+        behind a flattened map has one per pixel.
+        """
+        found: dict[str, int] = {}
+        dims = self.dims.graphs["eval"]
+        for node in dims.contractions:
+            for dim in (dim for typed in flat_types(dims.types.get(node)) for dim in typed):
+                for elastic in elastics(dim):
+                    found.setdefault(elastic.name, unit(dim, elastic.name))
+        return found
 
 
 def analyze(program: Program) -> Facts:

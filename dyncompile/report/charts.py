@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import chain, repeat
+from math import log10
 
 WIDTH, HEIGHT = 720, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 28, 34, 50
@@ -18,7 +19,7 @@ _LETTER = 11
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points in the order of their line, with labels above them, or `below`; `kind` is a style class.
+    """Points, `joined` in their order, with labels above them, or `below`; `kind` is a style class.
 
     `spans` are (low, high) through the points, `titles` what is said to who points at them.
     """
@@ -27,6 +28,7 @@ class Series:
     points: Sequence[tuple[float, float]]
     labels: Sequence[str] = ()
     dots: bool = True
+    joined: bool = True
     below: bool = False
     spans: Sequence[tuple[float, float]] = ()
     titles: Sequence[str] = ()
@@ -34,16 +36,24 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What is shown, from where to where, and whether in percent."""
+    """What is shown, from where to where, and whether in percent; `decades` are equally long ones."""
 
     name: str
     low: float
     high: float
     percent: bool = False
+    decades: bool = False
+
+    def at(self, value: float) -> float:
+        """Where a value stands: 0 is the low end, 1 the high one."""
+        low, high, value = (log10(v) if self.decades else v for v in (self.low, self.high, value))
+        return (value - low) / ((high - low) or 1)
 
     @property
     def ticks(self) -> list[float]:
-        """Four to eight round numbers."""
+        """Four to eight round numbers, or all powers of ten."""
+        if self.decades:
+            return [10.0**n for n in range(math.ceil(log10(self.low)), math.floor(log10(self.high)) + 1)]
         span = self.high - self.low or 1.0
         power = 10.0 ** math.floor(math.log10(span / 4))
         step = next(power * n for n in (1, 2, 2.5, 5, 10) if span / (power * n) <= 7)
@@ -52,7 +62,7 @@ class Axis:
 
     def said(self, value: float) -> str:
         """A tick in words."""
-        return f"{100 * value:g} %" if self.percent else f"{value:.4g}"
+        return f"{100 * value:g} %" if self.percent else f"{value:,g}"
 
 
 def around(name: str, values: Sequence[float], *, percent: bool = False, zero: bool = False) -> Axis:
@@ -105,11 +115,9 @@ class _Frame:
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Coordinates of a point."""
-        across = (x - self.x.low) / ((self.x.high - self.x.low) or 1)
-        up = (y - self.y.low) / ((self.y.high - self.y.low) or 1)
         return (
-            _LEFT + (WIDTH - _LEFT - _RIGHT) * across,
-            HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * up,
+            _LEFT + (WIDTH - _LEFT - _RIGHT) * self.x.at(x),
+            HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * self.y.at(y),
         )
 
     def axes(self) -> Iterator[str]:
@@ -128,7 +136,7 @@ class _Frame:
 
     def mark(self, at: float, word: str) -> str:
         """A vertical line."""
-        x, _ = self.place(at, 0)
+        x, _ = self.place(at, self.y.low)
         return (
             f"<path class='grid' d='M{x:.1f} {_TOP} V{HEIGHT - _BOTTOM}'/>"
             f"<text class='faint' x='{x + 5:.1f}' y='{_TOP - 6}'>{escape(word)}</text>"
@@ -137,7 +145,7 @@ class _Frame:
     def series(self, one: Series, taken: list[_Box]) -> Iterator[str]:
         """A line, its points, their labels, where none of those in `taken` lies; they are added there."""
         places = [self.place(x, y) for x, y in one.points]
-        if len(places) > 1:
+        if one.joined and len(places) > 1:
             way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             yield f"<polyline class='line {one.kind}' points='{way}'/>"
         for (x, _), span in zip(one.points, one.spans, strict=False):

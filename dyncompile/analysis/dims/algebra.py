@@ -124,6 +124,19 @@ def elastics(dim: Dim) -> list[Elastic]:
     return list(dict.fromkeys(factor for factor in leaves(dim) if isinstance(factor, Elastic)))
 
 
+def unit(dim: Dim, name: str) -> int:
+    """Positions of a dim per position of the named factor: the size of what lies inside it; 1 without it."""
+    for i, factor in enumerate(dim):
+        inner = size(dim[i + 1 :])
+        if isinstance(factor, Elastic) and factor.name == name:
+            return inner
+        if isinstance(factor, Sum):
+            for segment in factor.segments:
+                if any(one.name == name for one in elastics(segment)):
+                    return inner * unit(segment, name)
+    return 1
+
+
 def is_batched(dim: Dim) -> bool:
     """Whether the batch is a factor of `dim`."""
     return any(factor == BATCH for factor in leaves(dim) if isinstance(factor, Rigid))
