@@ -79,12 +79,18 @@ def find_points(
 
 
 def _candidates(flow: Flow, nodes: Mapping[str, fx.Node], regions: Regions) -> Iterator[str]:
-    """Trunk nodes that start a branch or that a trunk contraction reads, in order."""
-    entries = {branch.entry for branch in regions.branches}
+    """Trunk nodes that start a branch, that a trunk contraction reads, or behind which several ways work."""
+    starts = {branch.entry for branch in regions.branches}
     trunk = [nodes[name] for name in regions.trunk]
-    read = {source for node in trunk if flow.contracts(node) for source in node.all_input_nodes[:1]}
+    starts |= {source.name for node in trunk if flow.contracts(node) for source in node.all_input_nodes[:1]}
+    on_trunk, last = set(trunk), ""
+    for node in nodes.values():
+        if node in on_trunk:
+            last = node.name
+        elif flow.contracts(node):  # what is not on the trunk lies between two nodes of it
+            starts.add(last)
     for node in trunk:
-        if node.op == "call_function" and (node.name in entries or node in read):
+        if node.op == "call_function" and node.name in starts:
             yield node.name
 
 
