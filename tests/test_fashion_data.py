@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from benchmarks.fashion import files, protocol
+from benchmarks.fashion.baselines import Training, train
 from benchmarks.fashion.data import Batches, Data, Split, augment, load, read_idx
 from benchmarks.fashion.methods import EFFORTS, METHODS
 from benchmarks.fashion.networks import build, count_macs, scale_for
@@ -169,6 +171,52 @@ def test_results_of_another_specification_are_not_taken_for_done(
     for changed, done in (({}, True), ({"spec": ["lcnet()"]}, False), ({"effort": {"base": 1}}, False)):
         run.result.write_text(json.dumps({**now, **changed}))
         assert run.done == done
+
+
+def test_results_without_a_taught_control_get_it_and_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "RESULTS", tmp_path)
+    asked: list[tuple[float, object]] = []
+
+    def baseline(self: protocol.Protocol, share: float, teacher: object = None) -> dict[str, float]:
+        asked.append((share, teacher))
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(protocol.Protocol, "_source", lambda self: "source")
+    monkeypatch.setattr(protocol.Protocol, "_baseline", baseline)
+    run = protocol.Run("resnet", "lcnet", 0.5, 0, EFFORTS["resnet"])
+    run.result.parent.mkdir()
+    there = {"effort": asdict(run.effort), "spec": METHODS["lcnet"].specs["resnet"], "machine": "another"}
+    run.result.write_text(json.dumps({**there, "dynamic": 0.9}))
+    assert run.done
+    assert run.lacks_control
+    nothing = Split(torch.zeros(0), torch.zeros(0))
+    protocol.execute(run, Data(nothing, nothing, nothing))
+    found = json.loads(run.result.read_text())
+    assert found == {**there, "dynamic": 0.9, "static, taught": {"accuracy": 0.5}}
+    assert asked == [(0.5, "source")]
+    assert not run.lacks_control
+
+
+def test_who_is_taught_learns_what_the_teacher_says() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.rand(64, 1, 4, 4), torch.zeros(64, dtype=torch.int64)
+    split = Split(images, labels)
+    last = nn.Linear(16, 3)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.0, 0.0, 20.0]))  # always the last class, labels say the first
+    teacher = nn.Sequential(nn.Flatten(), last)
+    outputs: list[Tensor] = []
+    for known in (None, teacher):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        asked = Training(epochs=12, rate=0.1, batch=16, seed=0, teacher=known)
+        train(net, Data(split, split, split), asked, batches=[(images, labels)] * 4)
+        outputs.append(net(images).softmax(1).mean(0))
+    alone, taught = outputs
+    assert alone[0] > 0.9
+    assert taught[[0, 2]].tolist() == pytest.approx([0.5, 0.5], abs=0.1)
 
 
 def test_a_curve_of_exits_is_a_line_from_the_first_exit_to_nobody_leaving() -> None:

@@ -44,7 +44,8 @@ def main(
     torch.set_num_threads(threads)
     try:
         runs = plan(network or list(EFFORTS), method or list(METHODS), target, seed, trial=trial)
-        _execute([run for run in runs if again or not run.done], errors, progress=not silent)
+        left = [run for run in runs if again or not run.done or run.lacks_control]
+        _execute(left, errors, progress=not silent, anew=again)
     except DyncompileError as error:
         errors.print(str(error), markup=False)
         raise typer.Exit(2) from None
@@ -88,7 +89,7 @@ def plan(
     return runs
 
 
-def _execute(runs: list[Run], console: Console, *, progress: bool) -> None:
+def _execute(runs: list[Run], console: Console, *, progress: bool, anew: bool) -> None:
     if not runs:
         return
     data, start = load(), time.perf_counter()
@@ -98,7 +99,7 @@ def _execute(runs: list[Run], console: Console, *, progress: bool) -> None:
         left = f", about {spent / number * (len(runs) - number) / 60:.0f} min left" if number else ""
         console.print(f"run {number + 1} of {len(runs)}: {run.name}{left}", highlight=False)
         try:
-            execute(run, data, progress=progress)
+            execute(run, data, progress=progress, anew=anew)
         except DyncompileError as error:  # a target out of reach: hours of other runs must not wait for it
             console.print(str(error), markup=False)
             failed.append(error)

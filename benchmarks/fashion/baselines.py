@@ -24,7 +24,8 @@ class Training:
     """Settings of a static training: AdamW, a rate that rises for a tenth of the steps and falls to zero.
 
     Images move by up to `shift` pixels; an epoch takes `images` of them, None takes all. `decay` is that of
-    weights; gradients are clipped to the norm `clip`, None leaves them.
+    weights; gradients are clipped to the norm `clip`, None leaves them. What `teacher` gives is learned from
+    as much as labels are.
     """
 
     epochs: int
@@ -35,6 +36,7 @@ class Training:
     images: int | None = None
     decay: float = 0.02
     clip: float | None = None
+    teacher: nn.Module | None = None
 
 
 class Epochs(Protocol):
@@ -52,7 +54,7 @@ def train(
     watch: Watch = lambda done, steps: None,
     batches: Epochs | None = None,
 ) -> float:
-    """Cross-entropy; `net` ends with the epoch that is best on validation.
+    """Cross-entropy, to the teacher's as well; `net` ends with the epoch that is best on validation.
 
     `batches` take the place of the training images, which are augmented.
 
@@ -68,7 +70,7 @@ def train(
         net.train()
         for images, labels in batches:
             optimizer.zero_grad()
-            F.cross_entropy(net(images), labels).backward()
+            _loss(net(images), images, labels, asked.teacher).backward()
             if asked.clip is not None:
                 nn.utils.clip_grad_norm_(net.parameters(), asked.clip)
             optimizer.step()
@@ -79,6 +81,15 @@ def train(
             best, kept = found, copy.deepcopy(net.state_dict())
     net.load_state_dict(kept)
     return best
+
+
+def _loss(output: Tensor, images: Tensor, labels: Tensor, teacher: nn.Module | None) -> Tensor:
+    loss = F.cross_entropy(output, labels)
+    if teacher is None:
+        return loss
+    with torch.no_grad():
+        taught = teacher(images).softmax(1)
+    return loss + F.cross_entropy(output, taught)
 
 
 @torch.no_grad()

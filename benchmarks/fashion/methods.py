@@ -72,6 +72,7 @@ class Method:
         shared: leading phases of the recipe that do not depend on the target; they are trained once for all.
         base: what these phases are called; methods that agree in spec and shared phases share their training.
         targets: shares of the source's MACs.
+        taught: the recipe learns from the source's outputs, too; then so does a static control.
     """
 
     specs: Mapping[str, str | Sequence[str]]
@@ -79,6 +80,7 @@ class Method:
     shared: int
     base: str
     targets: tuple[float, ...] = (0.5, 0.3)
+    taught: bool = False
 
     def recipes(self, effort: Effort, target: float) -> tuple[Recipe, Recipe]:
         """What all targets share, and what `target` needs on top."""
@@ -135,7 +137,7 @@ def _lcnet(effort: Effort, target: float) -> Recipe:
 def _lc(fields: str, targets: tuple[float, ...]) -> Method:
     """Layers and channels, or one of them; nothing is shared between targets."""
     specs = dict.fromkeys(EFFORTS, f"lcnet({fields}grid=2, bits=True)")
-    return Method(specs, _lcnet, shared=0, base="lcnet", targets=targets)
+    return Method(specs, _lcnet, shared=0, base="lcnet", targets=targets, taught=True)
 
 
 _LAYERS = dict.fromkeys(EFFORTS, "lcnet(channels=False, grid=2, bits=True)")
@@ -232,13 +234,15 @@ METHODS: Mapping[str, Method] = {
     "dsnet": Method(_DSNET, _dsnet, shared=1, base="dsnet"),
     "dsnet-worth": Method(_DSNET, _dsnet_worth, shared=1, base="dsnet"),
     "lcnet": _lc("", (0.7, 0.5, 0.3)),
-    "lcnet-layers": Method(_LAYERS, _lcnet, shared=0, base="lcnet-layers", targets=(0.5,)),
+    "lcnet-layers": Method(_LAYERS, _lcnet, shared=0, base="lcnet-layers", targets=(0.5,), taught=True),
     "lcnet-channels": _lc("layers=False, ", (0.5,)),
     "routing": Method(_ROUTING, _routing, shared=3, base="routing"),
     "resolution": Method(_RESOLUTION, _resolution, shared=1, base="resolution"),
     "basisnet": Method(_BASISNET, _basisnet, shared=1, base="basisnet"),
     # Whoever leaves at the first place has spent 37 % on the ResNet: 30 % is out of reach.
     "exits": Method(dict.fromkeys(EFFORTS, _PLACES), _exits, shared=1, base="exits", targets=(0.7, 0.5)),
-    "lcnet+exits": Method(_early(_LAYERS), _lcnet_exits, shared=0, base="lcnet+exits", targets=(0.5,)),
+    "lcnet+exits": Method(
+        _early(_LAYERS), _lcnet_exits, shared=0, base="lcnet+exits", targets=(0.5,), taught=True
+    ),
     "dsnet+exits": Method(_early(_DSNET), _dsnet_exits, shared=1, base="dsnet+exits", targets=(0.5,)),
 }

@@ -17,6 +17,7 @@ SERIES = {
     "one exit for all": "#8e44ad",
     "nobody leaves": "#2c3e50",
     "static": "#c0392b",
+    "static, taught": "#f1948a",
     "fixed routes": "#7f8c8d",
     "random routes": "#e67e22",
     "full": "#27ae60",
@@ -44,6 +45,7 @@ def points(runs: Sequence[Result]) -> Series:
             series["fixed routes"] += fixed
         series["other thresholds"] += _of(run.get("curve", ()))
         series["static"].append((run["static"][0]["share"], run["static"][0]["accuracy"]))
+        series["static, taught"] += _of([run["static, taught"]] if "static, taught" in run else ())
         series["full"] += _of((run["source"], run["static"][1]))
     return series
 

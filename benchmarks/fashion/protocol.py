@@ -25,6 +25,7 @@ from benchmarks.fashion.progress import bar
 from benchmarks.record import RESULTS
 from benchmarks.stages import Stages, is_done, keep, quiet
 
+_TAUGHT = "static, taught"
 WORK = Path(__file__).parents[2] / "out" / "fashion"
 
 
@@ -59,6 +60,11 @@ class Run:
         """Whether there are results of this effort, of the method as it is now specified."""
         return is_done(self.result, self.effort, METHODS[self.method].specs[self.network])
 
+    @property
+    def lacks_control(self) -> bool:
+        """Whether the method learns from a teacher, and the results have no static network that does."""
+        return METHODS[self.method].taught and _TAUGHT not in json.loads(self.result.read_text())
+
 
 @dataclass
 class Protocol:
@@ -74,6 +80,11 @@ class Protocol:
         source = self._source()
         dyn, history = self._dynamic(source)
         return keep(self.run.result, {**self._identity(), **self._measured(source, dyn, history)})
+
+    def complete(self) -> Path:
+        """Add the control that the results lack; the rest of them stays."""
+        found = json.loads(self.run.result.read_text())
+        return keep(self.run.result, {**found, **self._taught(self._source()), "machine": found["machine"]})
 
     def _identity(self) -> dict[str, Any]:
         run = self.run
@@ -102,10 +113,12 @@ class Protocol:
         _keep_weights(net, path)
         return net.eval()
 
-    def _static(self, what: str, net: nn.Module, epochs: int) -> float:
+    def _static(self, what: str, net: nn.Module, epochs: int, teacher: nn.Module | None = None) -> float:
         """Train a static network in place; returns its validation accuracy."""
-        effort = self.run.effort
-        asked = Training(epochs, effort.rate, effort.batch, self.run.seed, effort.shift, effort.images)
+        effort, seed = self.run.effort, self.run.seed
+        asked = Training(
+            epochs, effort.rate, effort.batch, seed, effort.shift, effort.images, teacher=teacher
+        )
         with bar(f"{self.run.network} s{self.run.seed}: {what}", shown=self.progress) as watch:
             return self.stages.timed(what, lambda: train(net, self.data, asked, watch))
 
@@ -149,6 +162,7 @@ class Protocol:
             "source": self._of_static(source, 1.0, run.effort.source),
             "dynamic": {**found, "training": history},
             "static": [self._baseline(share) for share in (run.target, 1.0)],
+            **self._taught(source),
             "speed": self.stages.timed(
                 "speed", lambda: measures.speed(contenders, source, test, run.effort.pairs)
             ),
@@ -175,14 +189,19 @@ class Protocol:
             "curve": self.stages.timed("curve", lambda: leaving.curve(dyn, self.data)),
         }
 
-    def _baseline(self, share: float) -> dict[str, Any]:
+    def _taught(self, source: nn.Module) -> dict[str, Any]:
+        """A static network of the target's MACs that learns from the source, where the method does."""
+        return {_TAUGHT: self._baseline(self.run.target, source)} if self._method.taught else {}
+
+    def _baseline(self, share: float, teacher: nn.Module | None = None) -> dict[str, Any]:
         """A static network of this share of MACs, trained as long as source and dynamic model together."""
-        path = self.run.kept / f"static-{share:g}.json"
+        what = "static" if teacher is None else "static-taught"
+        path = self.run.kept / f"{what}-{share:g}.json"
         if path.is_file():
             return json.loads(path.read_text())
         scale, epochs = scale_for(self.run.network, share), self.run.effort.total
         net = build(self.run.network, scale, self.run.seed)
-        validation = self._static(f"static {share:g}", net, epochs)
+        validation = self._static(f"{what} {share:g}", net, epochs, teacher)
         full = count_macs(build(self.run.network))
         found = self._of_static(net.eval(), count_macs(net) / full, epochs)
         path.write_text(json.dumps({**found, "scale": scale, "validation": validation}))
@@ -206,8 +225,9 @@ def _keep_weights(net: nn.Module, path: Path) -> None:
     aside.rename(path)
 
 
-def execute(run: Run, data: Data, *, progress: bool = True) -> Path:
-    """One run on its share of the data; the path of its results."""
+def execute(run: Run, data: Data, *, progress: bool = True, anew: bool = False) -> Path:
+    """One run on its share of the data, or what its results lack; their path."""
     with quiet(run.seed):
         part = data if run.effort.samples is None else data.head(run.effort.samples)
-        return Protocol(run, part, progress).execute()
+        protocol = Protocol(run, part, progress)
+        return protocol.execute() if anew or not run.done else protocol.complete()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ COLUMNS: dict[str, Callable[[Result], float]] = {
     "MACs": lambda r: r["dynamic"]["share"],
     "dynamic": lambda r: r["dynamic"]["accuracy"],
     "static": lambda r: r["static"][0]["accuracy"],
+    "taught": lambda r: r["static, taught"]["accuracy"] if "static, taught" in r else math.nan,
     "fixed": lambda r: at_share(r["fixed"], r["dynamic"]["share"]),
     "random": lambda r: r["random"]["accuracy"],
     "source": lambda r: r["source"]["accuracy"],
@@ -58,6 +60,7 @@ All in percent; mean over seeds ± standard deviation.
 MACs           mean share of the source's, decision nets included
 dynamic ...    test accuracies: the learned policy;
 static         a network of the target's share, trained for as many epochs in total;
+taught         one that learns from the source's outputs, too, where the dynamic model does;
 fixed          uniform routes of the same dynamic model, interpolated at the same MACs;
 random         the same routes dealt out to other images;
 source, full   the source; a network of its size, trained for as many epochs in total
@@ -77,6 +80,9 @@ def table(results: dict[Key, list[Result]]) -> Table:
 
 
 def _spread(values: list[float]) -> str:
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return "-"
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.fmean(values):.1f}±{statistics.stdev(values):.1f}"

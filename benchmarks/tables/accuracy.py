@@ -12,11 +12,12 @@ from benchmarks.fashion.summary import COLUMNS, at_share
 from benchmarks.fashion.summary import read as read_runs
 from benchmarks.tables.markdown import MissingResult, block, percent, source, spread, table
 
-_CONTROLS = ("MACs", "dynamic", "random", "fixed", "static", "source", "full")
+_CONTROLS = ("MACs", "dynamic", "random", "fixed", "static", "taught", "source", "full")
 NOTES = """\
 Test accuracy in percent, means over seeds ± standard deviation. Random: the same routes dealt to other
 samples; fixed: one route for all samples, interpolated at the same MACs; static: a network of the target's
-MACs, trained for as many epochs in total; full: one of the source's size, trained as long. MACs: decision
+MACs, trained for as many epochs in total; taught: one that learns from the source's outputs, too, where the
+dynamic model does; full: one of the source's size, trained as long. MACs: decision
 nets included."""
 
 

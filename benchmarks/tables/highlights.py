@@ -71,16 +71,18 @@ def render_accuracy(results: Path) -> str:
         "dynamic",
         "same routes dealt at random",
         "static network",
+        "static, taught alike",
         "source",
     )
     note = (
         "Test accuracy in percent, means over seeds ± standard deviation; static: a network of half of the "
-        "MACs, trained for as many epochs as source and dynamic network together."
+        "MACs, trained for as many epochs as source and dynamic network together; taught alike: one that "
+        "learns from the source's outputs as well, as `lcnet` does."
     )
     first = next(iter(read_runs(results / "fashion").values()))[0]
     return block(table(heads, rows), note, source("make fashion", first))
 
 
 def _accuracies(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for column in ("dynamic", "random", "static", "source"):
+    for column in ("dynamic", "random", "static", "taught", "source"):
         yield spread([100 * COLUMNS[column](dict(run)) for run in found])

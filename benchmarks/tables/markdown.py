@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,10 @@ def times(ratio: Mapping[str, float]) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """A mean, and where there are several its standard deviation."""
+    """A mean of what there is (NaN is not), and where there are several the standard deviation."""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return "-"
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
