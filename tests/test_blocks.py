@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dyncompile as dc
 from dyncompile.analysis.dims.algebra import BATCH
-from dyncompile.runtime import blocks
+from dyncompile.runtime import blocks, branches
 from dyncompile.runtime.rows import rows_between, select_rows
 from tests.support import relative, undecided
 from tests.test_routing import BRANCHES, Cnn, Vgg, dynamic, source
@@ -133,3 +133,92 @@ def test_rows_between_are_the_rows_selected(shape: tuple[int, ...], found: Any) 
     listed = rows_between([values, 7], [found, None], 1, 3, 4)
     assert torch.equal(listed[0], rows_between(values, found, 1, 3, 4))
     assert listed[1] == 7
+
+
+# -- branches -------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """Branches on maps of 8 x 8, with and without a ReLU behind the sum, one with another shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.plain = nn.Conv2d(8, 8, 3, padding=1)
+        self.bare = nn.Conv2d(8, 8, 3, padding=1)
+        self.other = nn.Conv2d(8, 8, 3, padding=1)
+        self.shortcut = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x).relu()
+        x = (x + self.plain(x).relu()).relu()
+        y = x + self.bare(x)
+        z = (self.shortcut(y) + self.other(y)).relu()
+        return self.head(z.mean((2, 3))), x  # x is read after the second sum: its memory is not free
+
+
+class Runs(TorchDispatchMode):
+    """Notes how many samples every 3 x 3 convolution of 8 channels sees, and rows that are gathered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+        self.gathered = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        convolves = func in (torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default)
+        if convolves and args[1].shape == (8, 8, 3, 3):
+            self.rows.append(len(args[0]))
+        self.gathered += func is torch.ops.aten.index_select.default and args[0].dim() == 4
+        return func(*args, **(kwargs or {}))
+
+
+SKIPPED = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 1, 1], [1, 1, 0], [1, 0, 1], [1, 1, 1.0]])
+IN_RUNS = {  # maps are of one size, and so many fit in a block
+    1: [1] * 15,
+    2: [2, 1, 2, 1, 2, 2, 1, 1, 1, 2],
+    4: [3, 3, 2, 2, 1, 1, 1, 2],
+    5: [6, 5, 4],
+}
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.75])
+@pytest.mark.parametrize("most", IN_RUNS)
+@pytest.mark.parametrize("deployed", [False, True])
+def test_large_rows_run_where_they_lie(
+    monkeypatch: pytest.MonkeyPatch, most: int, deployed: bool, gain: float
+) -> None:
+    x = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = Residual().eval()
+    dyn = dc.dynamize(model, "lcnet(channels=False)", (x,)).eval()
+    fast = dc.deploy(dyn) if deployed else dyn
+    route = {name: SKIPPED[:, i : i + 1] * gain for i, name in enumerate(dyn.choices)}
+    policy = dc.Forced(route)
+    with torch.no_grad():
+        whole = dyn.record(x, policy=policy, execution="dense").output
+        weights = 4 * (8 * 8 * 9 + 8)
+        with block_of(monkeypatch, max(most * 8 * 64 * 4, weights)), Runs() as found:
+            output, _ = fast.run(x, policy=policy)
+    assert found.rows == IN_RUNS[most]
+    assert found.gathered == (3 if most > branches.FEW else 0)
+    assert all(relative(a, b) < 1e-6 for a, b in zip(whole, output, strict=True))
+    assert torch.equal(x, torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+
+def test_branches_that_learn_gather_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(7, 3, 8, 8)
+    dyn = dc.dynamize(Residual().eval(), "lcnet(channels=False)", (x,)).eval()
+    policy = dc.Forced({name: SKIPPED[:, i : i + 1] for i, name in enumerate(dyn.choices)})
+    with block_of(monkeypatch, 4096), Runs() as found:
+        dyn.run(x, policy=policy)
+    assert found.rows == [6, 5, 4]
+
+
+def test_branches_of_many_weights_gather_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(7, 3, 8, 8)
+    dyn = dc.dynamize(Residual().eval(), "lcnet(channels=False)", (x,)).eval()
+    policy = dc.Forced({name: SKIPPED[:, i : i + 1] for i, name in enumerate(dyn.choices)})
+    with block_of(monkeypatch, 4 * (8 * 8 * 9 + 8) - 1), torch.no_grad(), Runs() as found:
+        dyn.run(x, policy=policy)
+    assert found.rows == [6, 5, 4]

@@ -28,8 +28,6 @@ from dyncompile.train.progress import Update, describe
 
 TRAINING = "training"
 """Below a trained model's directory: checkpoints to resume from, and the history."""
-_FAR = 0.1
-"""By how much of the source's cost calibration may move decisions without a remark."""
 _POLICIES: dict[str, Policy] = {"learned": Learned(), "full": Full(), "smallest": Smallest()}
 
 
@@ -199,13 +197,12 @@ def _told(history: History, output: Path, data: str) -> str:
 
 
 def _calibrated(found: Mapping[str, Any]) -> str:
-    """What the shift to the target did to the cost; from far away it costs accuracy, so that is said."""
+    """What the shift to the target did to the cost; that it went too far is a warning of `fit`."""
     before, reached, target, unit = (found.get(key) for key in ("before", "reached", "target", "unit"))
     if before is None or reached is None or target is None:
         return f"calibrated: {', '.join(f'{key} {value}' for key, value in found.items())}"
     shares = (percent(share) for share in (before, reached, target))
-    words = "calibrated: {} of the {unit} before, {} now, target {}".format(*shares, unit=unit)
-    return words if abs(before - target) <= _FAR else f"{words}; from so far away accuracy may have fallen"
+    return "calibrated: {} of the {unit} before, {} now, target {}".format(*shares, unit=unit)
 
 
 def _measured(found: Evaluation) -> str:

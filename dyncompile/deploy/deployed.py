@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.deploy.buckets import Cost, by_macs, merged, movable
+from dyncompile.deploy.kernels import bind_faster
 from dyncompile.deploy.norms import fold_norms
 from dyncompile.deploy.pieces import FORMS, Memory, Piece, Shop
 from dyncompile.deploy.regions import Regions, check_usable
 from dyncompile.errors import SpecError
 from dyncompile.policies import Full, Learned, Policy, Smallest
 from dyncompile.program import Choice, Domain, Program, Route
-from dyncompile.runtime.compiled import GraphForward, bind_graph
+from dyncompile.runtime.compiled import GraphForward
 from dyncompile.runtime.model import DynamicModel, Execution, Record
 from dyncompile.runtime.steering import check_names, decision_of, plan_route
 from dyncompile.state import state_tensors
@@ -62,7 +63,7 @@ class Deployed(DynamicModel):
     def __init__(self, program: Program, settings: Settings | None = None, shop: Shop | None = None) -> None:
         self.settings = settings or Settings()
         self.regions = Regions(self.settings.max_graphs)
-        finish = bind_graph if self.settings.backend == "eager" else self.regions
+        finish = bind_faster if self.settings.backend == "eager" else self.regions
         self._shop = shop or Shop(self.settings.memory, finish)
         self._pieces: list[Piece] = []
         self._whole: dict[tuple[tuple[float, ...], ...], GraphForward] = {}

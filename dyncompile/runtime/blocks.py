@@ -10,7 +10,7 @@ for that. Branches part the batch anyway, so what precedes them is parted as wel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.flow import carries_tensor
-from dyncompile.runtime.rows import batch_axis, elements_per_row, join_rows, rows_between
+from dyncompile.runtime.rows import batch_axis, elements_per_row, join_rows, rows_between, rows_in
 from dyncompile.state import state_tensors
 from dyncompile.torchlib import items
 
@@ -29,23 +29,29 @@ Measured with ResNet-18 at 64 pixels, batch 128, on one x86-64 core: 2 and 4 MiB
 """
 
 
-def widest_row(nodes: Sequence[fx.Node], types: Mapping[str, Type], state: nn.Module) -> int:
+def widest_row(
+    nodes: Sequence[fx.Node], inputs: Collection[fx.Node], types: Mapping[str, Type], state: nn.Module
+) -> int:
     """Bytes per row of the widest value of some nodes; 0 where these had better run for all rows at once.
 
-    That is where their weights are larger than a block, or something has no row of its own per sample.
+    That is where their weights are larger than a block, where something has no row of its own per sample, or
+    where one of their `inputs` has its rows behind something else, and part of them is no view.
     """
     computed = [node for node in nodes if carries_tensor(node)]
     found = [(node, types.get(node.name)) for node in computed]
     if any(batch_axis(one) is None for _, kind in found for one in flat_types(kind) or [None]):
         return 0
-    if _weights(computed, state) > BLOCK:
+    given = [one for node in inputs for one in flat_types(types.get(node.name))]
+    if any(rows_in(one) is not None and batch_axis(one) is None for one in given):
+        return 0
+    if _weights(computed, inputs, state) > BLOCK:
         return 0
     return max((elements_per_row(kind) * _element(node) for node, kind in found), default=0)
 
 
-def _weights(nodes: Sequence[fx.Node], state: nn.Module) -> int:
-    """Bytes of the state that nodes read, straight or through what narrows it."""
-    tensors, seen, todo = state_tensors(state), set[fx.Node](), [*nodes]
+def _weights(nodes: Sequence[fx.Node], inputs: Collection[fx.Node], state: nn.Module) -> int:
+    """Bytes of the state that nodes read beside their inputs, straight or through what narrows it."""
+    tensors, seen, todo = state_tensors(state), set(inputs), [*nodes]
     own = set(nodes)
     while todo:
         for source in todo.pop().all_input_nodes:

@@ -68,6 +68,7 @@ class _Cutter:
         self.state, self.channels, self.compiler = program.state, channels, compiler
         self._parting = parting(graph)
         self._home: dict[fx.Node, int] = {}
+        self._read: dict[fx.Node, set[fx.Node]] = {}
         self._decisions: list[list[fx.Node]] = [[]]
         leaves = find_leaves(graph)
         self._leaves = {leave.choice: leave for leave in leaves}
@@ -77,7 +78,7 @@ class _Cutter:
         self._owner: dict[fx.Node, Skip] = {}
         for skip in sorted(skips, key=lambda skip: -len(skip.body)):  # the innermost comes last
             self._owner.update(dict.fromkeys({*skip.body, skip.product, skip.exit} - {skip.last}, skip))
-        self._trunk = -1
+        self._trunk, self._blocks = -1, blocks
         branching = {one.condition[0] for skip in skips for one in skip.alternatives}
         self._place(branching if blocks else set[str]())
         names = range(len(self._decisions))
@@ -111,17 +112,17 @@ class _Cutter:
             return True
         return node.op == "call_function" and not carries_tensor(node) and node.target is not ops.put
 
-    def is_common(self, node: fx.Node, body: Collection[fx.Node]) -> bool:
+    def is_common(self, node: fx.Node, body: frozenset[fx.Node]) -> bool:
         """Whether positions that a node finds active are read outside a body, too: all rows count then."""
-        if node.target is not ops.active:
-            return False
-        todo = [node]
-        while todo:
-            users = list(todo.pop().users)
-            todo += [user for user in users if self.is_light(user)]
-            if any(user not in body for user in users if not self.is_light(user)):
-                return True
-        return False
+        return node.target is ops.active and not self._readers(node) <= body
+
+    def _readers(self, node: fx.Node) -> set[fx.Node]:
+        """What computes with a light node, through others that are light."""
+        if node not in self._read:
+            heavy = {user for user in node.users if not self.is_light(user)}
+            light = (self._readers(user) for user in node.users if self.is_light(user))
+            self._read[node] = heavy.union(*light)
+        return self._read[node]
 
     def is_taken_here(self, node: fx.Node) -> bool:
         """Whether a node asks a decision net without making rows part: that happens while a segment runs."""
@@ -212,10 +213,14 @@ class _Cutter:
 
     def _row_bytes(self, index: int) -> int:
         """See `Segment`: only what precedes the first branch runs in blocks, branches part rows anyway."""
-        nodes = self.nodes_of(index)
-        if index != self._trunk or any(node in self.ends or self.is_taken_here(node) for node in nodes):
+        piece = self._pieces[index]
+        return self.row_bytes(self.nodes_of(index), piece.inputs) if index == self._trunk else 0
+
+    def row_bytes(self, nodes: Sequence[fx.Node], inputs: Collection[fx.Node]) -> int:
+        """Bytes of the widest value of one row where nodes may run in blocks of rows, else 0."""
+        if not self._blocks or any(node in self.ends or self.is_taken_here(node) for node in nodes):
             return 0
-        return widest_row(nodes, self.types, self.state)
+        return widest_row(nodes, inputs, self.types, self.state)
 
     def _alive(self, index: int, live: set[fx.Node]) -> frozenset[str]:
         earlier = {str(d.args[1]) for decisions in self._decisions[:index] for d in decisions}
@@ -306,6 +311,7 @@ class _Piece:
                 takes=tuple(taken.index(node) for node in body.inputs),
                 borrowed=one.borrowed,
                 grouping=self._grouping(skip, one, body),
+                row_bytes=self._cutter.row_bytes(self._cutter.body_of(skip, one), body.inputs),
             )
             for body, one in zip(bodies, skip.alternatives, strict=True)
         ]

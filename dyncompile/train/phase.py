@@ -17,6 +17,10 @@ from dyncompile.errors import SpecError
 from dyncompile.policies import Policy
 from dyncompile.runtime.model import DynamicModel, Execution, Record
 
+ADDED = "added"
+"""Marks fields that earlier releases did not have: at their default they are no part of what identifies a
+training, so that checkpoints from before them can be resumed."""
+
 Loss = Callable[[Any, Any], Tensor]
 """``loss(output, target)`` -> scalar, mean over the batch."""
 
@@ -182,7 +186,7 @@ class Phase:
     average: float | None = None
     frozen_norms: bool = False
     recalibrate: bool = False
-    calibrate: bool = False
+    calibrate: bool = field(default=False, metadata={ADDED: True})
     keep: Literal["last", "best"] = "last"
     adopt_average: bool = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from dyncompile.cost import Cost
@@ -12,7 +12,7 @@ from dyncompile.errors import InputError, SpecError
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.train.columns import check_target
 from dyncompile.train.optim import trainable
-from dyncompile.train.phase import Phase, Recipe, Turn
+from dyncompile.train.phase import ADDED, Phase, Recipe, Turn
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -54,10 +54,13 @@ def describe_training(dyn: DynamicModel, recipe: Recipe, **more: Any) -> dict[st
 
 
 def _describe_phase(phase: Phase) -> dict[str, Any]:
-    values = {f.name: _plain(getattr(phase, f.name)) for f in fields(phase) if f.name != "turns"}
-    if not phase.calibrate:  # a newer field: checkpoints from before it serve phases that do not use it
-        del values["calibrate"]
+    told = [f for f in fields(phase) if f.name != "turns" and not _is_new(f, getattr(phase, f.name))]
+    values = {f.name: _plain(getattr(phase, f.name)) for f in told}
     return {**values, "turns": [_describe_turn(turn) for turn in phase.turns]}
+
+
+def _is_new(field: Field[Any], value: Any) -> bool:
+    return field.metadata.get(ADDED, False) and value == field.default
 
 
 def _describe_turn(turn: Turn) -> dict[str, Any]:

@@ -29,8 +29,8 @@ before the selection. Losses, weights, temperatures and stages are not known to 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from dyncompile.errors import SpecError
 from dyncompile.policies import Full, Learned, Policy
@@ -114,6 +114,7 @@ def routing(
         raise SpecError(f"routers are taught by relaxed routes or by worth, got teaching={teaching!r}")
     if consistency and view is None:
         raise SpecError("consistency compares two views of a sample", fix="give view=, an augmentation")
+    first, later = _budgets(target, ramp)
     terms: dict[str, Objective] = {"task": TaskLoss()}
     if distillation:
         terms["teacher"] = Distillation(weight=distillation)
@@ -121,81 +122,86 @@ def routing(
         terms["diversity"] = RouteDiversity(diversity)
     if consistency:
         terms["consistency"] = RouteConsistency(consistency)
-    gates, schedule = gates or Optimization("adamw", rate=1e-2), schedule or Schedule("cosine")
-    base = base or Optimization("adamw", rate=1e-3, decay=1e-2)
-    first, later = _budgets(target, ramp)
     soft = {**terms, "balance": LoadBalance(balance)} if balance else terms
-    average = 1.0 if distillation else None
-    phases = (
-        Phase(
-            name="branches",
-            turns=(Turn(Always(Full()), {"matching": Matching()}),),
-            epochs=max(branch_epochs, 1),
-            trains="inserted",
-            base=branches or Optimization("adamw", rate=1e-2),
-            schedule=schedule,
-            clip=clip,
-            frozen_norms=True,
-        ),
-        Phase(
-            name="routers",
-            turns=(Turn(Annealed(tau[0], tau[0]), terms, view),),
-            epochs=max(router_epochs, 1),
-            trains="gates",
-            gates=gates,
-            schedule=schedule,
-            clip=clip,
-            frozen_norms=True,
-        ),
-        Phase(
-            name="joint",
-            turns=(Turn(Annealed(*tau), {**soft, **_selected(first)}, view),),
-            epochs=max(joint_epochs, 1),
-            base=base,
-            gates=gates,
-            schedule=schedule,
-            clip=clip,
-            average=average,
-            recalibrate=not hard_epochs,
-        ),
-        Phase(
-            name="hard",
-            turns=(Turn(Always(Learned()), {**terms, **later}, view),),
-            epochs=max(hard_epochs, 1),
-            base=base,
-            gates=gates,
-            schedule=schedule,
-            clip=clip,
-            average=average,
-            recalibrate=True,
-        ),
+    parts = _Parts(
+        branches=branches or Optimization("adamw", rate=1e-2),
+        base=base or Optimization("adamw", rate=1e-3, decay=1e-2),
+        gates=gates or Optimization("adamw", rate=1e-2),
+        schedule=schedule or Schedule("cosine"),
+        clip=clip,
     )
-    kept = [phase for phase, count in zip(phases, epochs, strict=True) if count]
+    matching = parts.matching(branch_epochs)
     if teaching == "worth":
-        kept = sorted((_by_worth(phase, distillation) for phase in kept), key=lambda one: _WORTH[one.name])
-    return Recipe("routing", tuple(kept), "routing", target)
+        phases = (
+            matching,
+            parts.network_by_all(joint_epochs, distillation or 1.0),
+            parts.routers_by_worth(router_epochs),
+            parts.network_as_routed(hard_epochs),
+        )
+    else:
+        average = 1.0 if distillation else None
+        warm = Turn(Annealed(tau[0], tau[0]), terms, view)
+        joint = Turn(Annealed(*tau), {**soft, **_selected(first)}, view)
+        hard = Turn(Always(Learned()), {**terms, **later}, view)
+        phases = (
+            matching,
+            parts.routers(warm, router_epochs),
+            parts.together("joint", joint, joint_epochs, average, recalibrate=not hard_epochs),
+            parts.together("hard", hard, hard_epochs, average, recalibrate=True),
+        )
+    return Recipe("routing", tuple(phase for phase in phases if phase is not None), "routing", target)
 
 
-_WORTH = {"branches": 0, "joint": 1, "routers": 2, "hard": 3}
-"""Order of the phases where worth teaches."""
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Phases of both recipes, with the settings that all share; None for phases of no epochs."""
 
+    branches: Optimization
+    base: Optimization
+    gates: Optimization
+    schedule: Schedule
+    clip: float | None
 
-def _by_worth(phase: Phase, distillation: float) -> Phase:
-    """A phase of the other recipe as it is where worth teaches."""
-    if phase.name == "joint":
-        terms: dict[str, Objective] = {
-            "task": TaskLoss(),
-            "teacher": Distillation(weight=distillation or 1.0),
-        }
-        turns = Turn(Always(Full()), {"full": TaskLoss()}), Turn(Draw(per_sample=True), terms)
-        return replace(phase, turns=turns, trains="base", average=None, recalibrate=True)
-    if phase.name == "routers":
+    def _phase(self, name: str, turns: tuple[Turn, ...], epochs: int, **more: Any) -> Phase | None:
+        if not epochs:
+            return None
+        return Phase(name, turns, epochs, schedule=self.schedule, clip=self.clip, **more)
+
+    def _network(self, name: str, turns: tuple[Turn, ...], epochs: int, **more: Any) -> Phase | None:
+        return self._phase(name, turns, epochs, base=self.base, gates=self.gates, **more)
+
+    def matching(self, epochs: int) -> Phase | None:
+        """Alternatives learn what they stand in for."""
+        turn = Turn(Always(Full()), {"matching": Matching()})
+        return self._phase(
+            "branches", (turn,), epochs, trains="inserted", base=self.branches, frozen_norms=True
+        )
+
+    def routers(self, turn: Turn, epochs: int) -> Phase | None:
+        """Decision nets alone."""
+        return self._phase("routers", (turn,), epochs, trains="gates", gates=self.gates, frozen_norms=True)
+
+    def together(
+        self, name: str, turn: Turn, epochs: int, average: float | None, *, recalibrate: bool
+    ) -> Phase | None:
+        """Everything."""
+        return self._network(name, (turn,), epochs, average=average, recalibrate=recalibrate)
+
+    def network_by_all(self, epochs: int, distillation: float) -> Phase | None:
+        """The network on the full route, and on random ones that learn from it, too."""
+        drawn: dict[str, Objective] = {"task": TaskLoss(), "teacher": Distillation(weight=distillation)}
+        turns = Turn(Always(Full()), {"full": TaskLoss()}), Turn(Draw(per_sample=True), drawn)
+        return self._network("joint", turns, epochs, trains="base", recalibrate=True)
+
+    def routers_by_worth(self, epochs: int) -> Phase | None:
+        """Decision nets alone learn what alternatives are worth to a sample."""
         drawn = Always(Learned(_DRAWN, noise=True))
-        return replace(phase, turns=(Turn(drawn, {"worth": RouteWorth()}, execution="sparse"),))
-    if phase.name == "hard":
+        return self.routers(Turn(drawn, {"worth": RouteWorth()}, execution="sparse"), epochs)
+
+    def network_as_routed(self, epochs: int) -> Phase | None:
+        """The network on what its calibrated routers select."""
         turn = Turn(Always(Learned()), {"task": TaskLoss()}, execution="sparse")
-        return replace(phase, turns=(turn,), trains="base", average=None, calibrate=True)
-    return phase
+        return self._network("hard", (turn,), epochs, trains="base", recalibrate=True, calibrate=True)
 
 
 def _budgets(target: float | None, ramp: float) -> tuple[Mapping[str, Objective], Mapping[str, Objective]]:
