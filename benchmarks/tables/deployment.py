@@ -69,7 +69,7 @@ def _exported(found: dict[str, Any]) -> Iterable[str]:
             percent(one["share"], 1),
             times(one["time"]["cpu"]),
             f"{one['difference']:.0e}",
-            f"{one['largest output']:.2g}" if "largest output" in one else "-",
+            f"{one['largest output']:.2g}",
         )
         for name, one in found["models"].items()
     )
