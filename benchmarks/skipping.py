@@ -59,10 +59,10 @@ class Part:
 PLAN = (
     Part(RESNET, "plain", 1, 9),
     Part(RESNET, "deployed", 1, 9),
-    Part(VIT, "deployed", 1, 5),
+    Part(VIT, "deployed", 1, 9),
     Part(RESNET, "deployed", 8, 5),
     Part(RESNET, "plain", 8, 5),
-    Part(VIT, "deployed", 8, 3),
+    Part(VIT, "deployed", 8, 5),
     Part(RESNET, "deployed", 32, 3),
     Part(VIT, "deployed", 32, 3),
 )
