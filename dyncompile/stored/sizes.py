@@ -41,6 +41,11 @@ def sizes_of(program: Program) -> list[list[int]]:
     return [] if variants is None else [list(variants.sizes[column]) for column in variants.others]
 
 
+def are_sizes(found: Any) -> bool:
+    """Whether a file holds what `sizes_of` gives."""
+    return all(type(one) is list and list(map(type, one)) == [int, int] for one in found)
+
+
 # -- to data ----------------------------------------------------------------------------------------
 
 
