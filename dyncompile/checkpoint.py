@@ -26,7 +26,14 @@ from dyncompile.program import Program
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.spec import parse_spec
 from dyncompile.state import STATE_PREFIX
-from dyncompile.stored import are_sizes, describe_network, is_of_a_size, restore_network, sizes_of, source_constants
+from dyncompile.stored import (
+    are_sizes,
+    describe_network,
+    is_of_a_size,
+    restore_network,
+    sizes_of,
+    source_constants,
+)
 from dyncompile.stored.calling import describe_inputs, example_inputs
 from dyncompile.torchlib import encode_tensors
 from dyncompile.weights import SHARD_SIZE, compare_keys, is_shard_of, open_weights, write_weights
@@ -91,8 +98,8 @@ def load(directory: str | os.PathLike[str], source: nn.Module | None = None) -> 
 
     Args:
         directory: what `save` was given.
-        source: the static model (its weights do not matter). None takes the captured graphs of the checkpoint,
-            at all sizes of an input that the model has, and needs no code of the source; outputs of the
+        source: the static model (its weights do not matter). None takes the captured graph of the checkpoint,
+            at all sizes of an input that the model has, which needs no code of the source; outputs of the
             source's own classes are then plain dicts.
             Where none could be stored, the source is built from its recorded name.
 
@@ -205,12 +212,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         "fingerprint": str,
         "weights": str,
         "graph": str | None,
-        "sizes": list,
         "constants": str | None,
     }
     wrong = [key for key, kind in expected.items() if key not in found or not isinstance(found[key], kind)]
     wrong += [key for key in ("weights", "graph", "constants") if not _names_ours(found.get(key))]
-    wrong += ["sizes"] * (type(found["sizes"]) is list and not are_sizes(found["sizes"]))
+    wrong += [] if are_sizes(found["sizes"]) else ["sizes"]
     if wrong:
         raise CheckpointError.of_all(f"{path} lacks or garbles entries", list(dict.fromkeys(wrong)))
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx
 
@@ -43,7 +43,11 @@ def sizes_of(program: Program) -> list[list[int]]:
 
 def are_sizes(found: Any) -> bool:
     """Whether a file holds what `sizes_of` gives."""
-    return all(type(one) is list and list(map(type, one)) == [int, int] for one in found)
+    return type(found) is list and all(_is_size(one) for one in cast("list[Any]", found))
+
+
+def _is_size(one: Any) -> bool:
+    return type(one) is list and list(map(type, cast("list[Any]", one))) == [int, int]
 
 
 # -- to data ----------------------------------------------------------------------------------------
