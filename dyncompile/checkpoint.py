@@ -2,8 +2,9 @@
 
 Loading replays the history of passes on the source, compares the fingerprint of the graphs, and loads
 strictly. The source is the user's module, or the captured graph in ``graph.json`` (`dyncompile.stored`), so
-that a checkpoint loads where the source's code is not. Nothing is unpickled and nothing that a file says is
-executed: pass specifications are parsed as literals, operators come from a closed list.
+that a checkpoint loads where the source's code is not; a network that is run at several sizes of an input is
+kept at all of them. Nothing is unpickled and nothing that a file says is executed: pass specifications are
+parsed as literals, operators come from a closed list.
 """
 
 from __future__ import annotations
@@ -25,14 +26,24 @@ from dyncompile.program import Program
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.spec import parse_spec
 from dyncompile.state import STATE_PREFIX
-from dyncompile.stored import describe_network, restore_network, source_constants
+from dyncompile.stored import (
+    are_sizes,
+    describe_network,
+    is_of_a_size,
+    restore_network,
+    sizes_of,
+    source_constants,
+)
 from dyncompile.stored.calling import describe_inputs, example_inputs
 from dyncompile.torchlib import encode_tensors
 from dyncompile.weights import SHARD_SIZE, compare_keys, is_shard_of, open_weights, write_weights
 
 FORMAT = "dyncompile"
 VERSION = 2
-"""2 added graphs, constants and shards. Whatever an older release could not read raises it."""
+"""2 added graphs, constants and shards. Whatever an older release could not read raises it.
+
+Graphs at further sizes did not: a release that does not look for them asks for the source, as it always did.
+"""
 PROGRAM, WEIGHTS, GRAPH, CONSTANTS = (
     "program.json",
     "model.safetensors",
@@ -88,7 +99,8 @@ def load(directory: str | os.PathLike[str], source: nn.Module | None = None) -> 
     Args:
         directory: what `save` was given.
         source: the static model (its weights do not matter). None takes the captured graph of the checkpoint,
-            which needs no code of the source; outputs of the source's own classes are then plain dicts.
+            at all sizes of an input that the model has, which needs no code of the source; outputs of the
+            source's own classes are then plain dicts.
             Where none could be stored, the source is built from its recorded name.
 
     Raises:
@@ -166,6 +178,7 @@ def _describe(dyn: DynamicModel, folder: Path, source: str | None, weights: str)
         "fingerprint": dyn.program.fingerprint,
         "weights": weights,
         "graph": graph,
+        "sizes": sizes_of(dyn.program) if graph else [],
         "constants": constants,
         "remark": remark,
     }
@@ -191,6 +204,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         )
     if found["version"] == 1:
         found = {"weights": WEIGHTS, "graph": None, "constants": None, **found}
+    found = {"sizes": [], **found}
     expected: dict[str, Any] = {
         "source": str | None,
         "inputs": dict,
@@ -202,6 +216,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     }
     wrong = [key for key, kind in expected.items() if key not in found or not isinstance(found[key], kind)]
     wrong += [key for key in ("weights", "graph", "constants") if not _names_ours(found.get(key))]
+    wrong += [] if are_sizes(found["sizes"]) else ["sizes"]
     if wrong:
         raise CheckpointError.of_all(f"{path} lacks or garbles entries", list(dict.fromkeys(wrong)))
     return found
@@ -269,7 +284,8 @@ def _from_graph(folder: Path, description: Mapping[str, Any]) -> DynamicModel:
 
 def _source_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
     with open_weights(current(folder, description["weights"])) as file:
-        tensors = {name: file.get(name) for name in file.shapes if not _is_added(name)}
+        kept = (name for name in file.shapes if not _is_added(name) or is_of_a_size(name))
+        tensors = {name: file.get(name) for name in kept}
     if description["constants"] is not None:
         with open_weights(current(folder, description["constants"])) as file:
             tensors.update({name: file.get(name) for name in file.shapes})

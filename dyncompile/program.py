@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -177,10 +177,14 @@ class Picked:
 
 @dataclass(frozen=True)
 class Variant:
-    """The network captured at another size of an input: its own graphs, in the source's names of state."""
+    """The network captured at another size of an input: its own graphs, in the source's names of state.
+
+    `origin` are these graphs as they were captured, before any pass.
+    """
 
     graphs: Mapping[Mode, fx.Graph]
     signature: Signature
+    origin: Mapping[Mode, fx.Graph]
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ class Variants:
         sizes: (height, width) that each column resizes it to.
         heads: graphs of the same inputs that only take the decision.
         others: the network at every size but the native one, by column.
+        refused: sizes that were asked for and are not offered, and why.
 
     Norms have state of their own at every size, which `dyncompile.variants` finds; all else is shared.
     """
@@ -202,11 +207,24 @@ class Variants:
     sizes: tuple[tuple[int, int], ...]
     heads: Mapping[Mode, fx.Graph]
     others: Mapping[int, Variant]
+    refused: Mapping[tuple[int, int], str] = field(default_factory=dict[tuple[int, int], str])
 
     @property
     def native(self) -> int:
         """The column of the size that the program itself was captured at."""
         return next(column for column in range(len(self.sizes)) if column not in self.others)
+
+
+class Source(Protocol):
+    """Where a program comes from: it has the same network at other sizes of an input."""
+
+    def sized(self, program: Program, image: int, size: tuple[int, int]) -> Program:
+        """The network before any pass, with the flat input `image` [B, C, H, W] at `size` (height, width).
+
+        What it shares with the native size are the tensors of `program`. Raises CaptureError where it does
+        not exist.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -223,7 +241,7 @@ class Program:
         history: specifications of the passes applied, in order.
         plans: what each of them decided: sites, rejections with reasons.
         notes: remarks of capture and passes for `explain`.
-        source: the captured module with its tensors on the meta device, to capture it again at other sizes.
+        source: gives the network at other sizes of an input; None where this is one of several sizes already.
         variants: the same network at other sizes of an input.
         origin: the graphs as they were captured, before any pass; empty before the first one.
     """
@@ -237,7 +255,7 @@ class Program:
     history: tuple[str, ...] = ()
     plans: tuple[Plan, ...] = ()
     notes: tuple[str, ...] = ()
-    source: nn.Module | None = None
+    source: Source | None = None
     variants: Variants | None = None
     origin: Mapping[Mode, fx.Graph] = field(default_factory=dict[Mode, fx.Graph])
 

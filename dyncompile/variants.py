@@ -52,6 +52,7 @@ class Offer:
         sizes: (height, width) per column.
         net: reads the input and gives logits [B, columns]; None leaves the choice to policies.
         programs: the network at every other size, by column, with the same passes applied.
+        refused: sizes that were asked for and are not offered, and why.
     """
 
     choice: Choice
@@ -59,6 +60,7 @@ class Offer:
     sizes: tuple[tuple[int, int], ...]
     net: nn.Module | None = field(compare=False)
     programs: Mapping[int, Program] = field(compare=False)
+    refused: Mapping[tuple[int, int], str] = field(default_factory=dict[tuple[int, int], str])
 
 
 def at(program: Program, column: int) -> Program:
@@ -73,7 +75,7 @@ def at(program: Program, column: int) -> Program:
     one = variants.others[column]
     own = _found(program.state, _home(variants.sizes[column]))
     state = _view(program.state, own, (*hidden, CONSTANTS))
-    return replace(plain, graphs=one.graphs, signature=one.signature, state=state)
+    return replace(plain, graphs=one.graphs, signature=one.signature, state=state, origin=one.origin)
 
 
 def columns_of(program: Program) -> range:
@@ -83,7 +85,7 @@ def columns_of(program: Program) -> range:
 
 def offered(program: Program, offer: Offer, heads: Mapping[Mode, fx.Graph]) -> Program:
     """`program`, which is the network at its native size, with the other sizes beside it."""
-    variants = Variants(offer.choice.name, offer.image, offer.sizes, heads, {})
+    variants = Variants(offer.choice.name, offer.image, offer.sizes, heads, {}, offer.refused)
     return _joined(program, variants, offer.programs)
 
 
@@ -150,7 +152,7 @@ def _joined(native: Program, variants: Variants, others: Mapping[int, Program]) 
         _check(native, other, variants, size_label(size))
         for name, (value, persistent) in _own_state(other, shared).items():
             put_state(state, f"{_home(size)}.{name}", value, persistent=persistent)
-    found = {column: Variant(other.graphs, other.signature) for column, other in others.items()}
+    found = {column: Variant(other.graphs, other.signature, other.origin) for column, other in others.items()}
     return replace(native, state=state, variants=replace(variants, others=found))
 
 

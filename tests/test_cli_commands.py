@@ -353,3 +353,56 @@ def test_bad_scales(mean: str | None, deviation: str | None, said: str) -> None:
 
 def test_a_folder_without_images(out: Path, tmp_path: Path) -> None:
     assert "no image" in failed(run("eval", out, "--data", tmp_path), 2, "InputError")
+
+
+# -- several image sizes, without the source --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sized(out: Path) -> Path:
+    """What convert writes of a network at three image sizes."""
+    target, spec = out.with_name("sized"), "resolution(sizes=(4, 6), predictor=linear)"
+    done = run("convert", out.with_name("net.pth"), "--arch", NET, "-m", spec, "-o", target)
+    assert done.exit_code == 0, done.output
+    return target
+
+
+@pytest.fixture
+def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever builds the source or captures it fails."""
+    for name in ("checkpoint.capture", "capture.again.captured", "zoo.load"):
+        monkeypatch.setattr(f"dyncompile.{name}", lambda *_, **__: pytest.fail("the source is not at hand"))
+
+
+@pytest.mark.usefixtures("no_code")
+def test_commands_need_no_code_for_other_image_sizes(sized: Path, tmp_path: Path) -> None:
+    assert told("inspect", sized)["sizes"] == [[4, 4], [6, 6]]
+    assert "source's code: yes, from its graph, and those at 4, 6\n" in run("inspect", sized).stdout
+    dyn, x = dc.load(sized), torch.randn(3, 3, 8, 8)
+    for column, size in enumerate((4, 6, 8)):
+        file = tmp_path / f"{size}.pt2"
+        found = told("specialize", sized, "-r", f"resolution={size}", "-o", file)
+        assert found["macs"] == float(dyn.macs(dyn.route(column))[0])
+        with torch.no_grad():
+            expected = dyn.run(x, policy=dc.Forced(dyn.route(column, 3)))[0]
+            assert torch.allclose(torch.export.load(file).module()(x), expected, atol=1e-5)
+    assert told("eval", sized, "--data", SETS, "--policy", "smallest")["use"]["resolution"]["4"] == 1
+    assert told("export", sized, "-o", tmp_path / "dynamic.pt2")["difference"] < 1e-5
+    assert told("bench", sized, "--batch-size", "2", "--pairs", "3")
+    short = ("--set", "pretrain_epochs=1", "--set", "joint_epochs=1", "--set", "target=0.9")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DyncompileWarning)
+        done = run("train", sized, "--data", SETS, "-o", tmp_path / "trained", "--json", *short)
+    assert done.exit_code == 0, done.output
+    assert told("inspect", tmp_path / "trained")["loads_without_source"]
+
+
+@pytest.mark.usefixtures("no_code")
+def test_inspect_tells_what_earlier_releases_did_not_keep(sized: Path, tmp_path: Path) -> None:
+    for path in sized.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    program = json.loads((sized / "program.json").read_text())
+    del program["sizes"]
+    (tmp_path / "program.json").write_text(json.dumps(program))
+    assert not told("inspect", tmp_path)["loads_without_source"]
+    assert "source's code: no: an earlier release wrote it" in run("inspect", tmp_path).stdout

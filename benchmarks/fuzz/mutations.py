@@ -58,7 +58,7 @@ def mutate(draw: random.Random, sound: Path, target: Path, owned: Path) -> str:
         victim.write_bytes(sound.read_bytes())
     kinds = [_truncate, _flip, _insert, _repeat]
     if victim.suffix == ".json":
-        kinds = [_truncate, _flip, *[_edit_json] * 6]
+        kinds = [_truncate, _flip, *[_edit_json] * 6, *[_exchange] * 2]
     elif victim.suffix == ".safetensors":
         kinds += [_edit_header] * 3
     else:
@@ -113,6 +113,27 @@ def _edit(draw: random.Random, value: Any) -> None:
             else:
                 value.insert(draw.randrange(len(value)), inner)
             return
+        value = inner
+
+
+def _exchange(draw: random.Random, content: bytes, owned: Path) -> bytes:
+    """Two parts of the file change places: graphs of two sizes, a name and a node, whatever."""
+    found = json.loads(content)
+    (one, here), (other, there) = (_place(draw, found) for _ in range(2))
+    one[here], other[there] = other[there], one[here]
+    try:
+        return json.dumps(found).encode(errors="surrogatepass")
+    except ValueError:  # one was a part of the other
+        return content[: len(content) // 2]
+
+
+def _place(draw: random.Random, value: Any) -> tuple[Any, Any]:
+    """A dict or list at a random depth of `value`, which has entries, and a key in it."""
+    while True:
+        key = draw.choice(list(value)) if isinstance(value, dict) else draw.randrange(len(value))
+        inner = value[key]
+        if not isinstance(inner, dict | list) or not inner or draw.random() < 0.3:
+            return value, key
         value = inner
 
 

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import dyncompile as dc
 from benchmarks.fuzz.mutations import mutate
@@ -52,12 +52,36 @@ def network() -> nn.Module:
     ).eval()
 
 
+class _Shift(nn.Module):
+    """Adds a number that depends on the size of the map: a capture holds it as a constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tensor([x.shape[-1] / 8])
+
+
+def network_of_sizes() -> nn.Module:
+    """`network` with something of its own, besides norms, at every size of the image."""
+    layers = list(network().children())
+    return nn.Sequential(*layers[:2], _Shift(), *layers[2:]).eval()
+
+
+SIZED = "sized"
+"""The folder of a checkpoint that holds graphs of several image sizes.
+
+Its source is captured at each of them, which takes long and reads none of these graphs: nearly all inputs of
+this kind are read without it.
+"""
+
+
 def prepare(folder: Path) -> dict[str, Path]:
     """Sound files to start from: what is read -> the folder or the file."""
-    dyn = dc.dynamize(network(), "dsnet(divisor=1, minimum=1, gate=False)", torch.randn(2, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    dyn = dc.dynamize(network(), "dsnet(divisor=1, minimum=1, gate=False)", x)
+    sized = dc.dynamize(network_of_sizes(), "resolution(sizes=(4, 6), predictor=none)", x)
     state = network().state_dict()
     dc.save(dyn, folder / "saved")
     dc.save(dyn, folder / "sharded", shard_size=100)
+    dc.save(sized, folder / SIZED)
     torch.save(state, folder / "new.pth")
     torch.save({"state_dict": state}, folder / "old.pt", _use_new_zipfile_serialization=False)
     save_file(state, folder / "plain.safetensors")
@@ -70,13 +94,13 @@ def run_inputs(count: int, seed: int, folder: Path, show: Callable[[Any], Any] =
     (folder / "sound").mkdir(parents=True)
     sound = prepare(folder / "sound")
     for number in show(range(count)):
-        place, name = folder / "input", draw.choice(list(sound))
+        place, name = folder / "input", draw.choice([*sound, SIZED, SIZED])
         place.mkdir()
         kind = mutate(draw, sound[name], place / name, folder / "owned")
-        result, wrong = _watched(place / name, alone=draw.random() < 0.7)
+        result, wrong = _watched(place / name, alone=draw.random() < (0.97 if name == SIZED else 0.7))
         if sorted(os.listdir(folder)) != ["input", "sound"]:
             wrong.append("wrote outside")
-        outcome.counts.update((kind, result))
+        outcome.counts.update((kind, result, *[f"{SIZED} {result}"] * (name == SIZED)))
         outcome.failures += [f"{seed}:{number} {name} {kind}: {one}"[:300] for one in wrong]
         shutil.rmtree(place)
     return outcome
@@ -108,7 +132,8 @@ def _peak() -> int:
 def _read(target: Path, *, alone: bool) -> None:
     """As users do: a folder `alone` or with its source, a file into its architecture."""
     if target.is_dir():
-        dc.load(target, source=None if alone else network())
+        source = network_of_sizes if target.name == SIZED else network
+        dc.load(target, source=None if alone else source())
     else:
         load_state(network(), read_state_dict(target))
 

@@ -1,5 +1,5 @@
 """`nn.Module` -> `Program`."""
 
-from dyncompile.capture.export import capture
+from dyncompile.capture.first import capture
 
 __all__ = ["capture"]

@@ -1,12 +1,15 @@
-"""Capture a program's source once more, at another size of one of its inputs.
+"""The network of a program at another size of one of its inputs.
 
-The user's own Python runs at the other size, so that padding of windows, position embeddings and pooling are
-right. The result reads the program's own tensors: one state, several graphs.
+Its source is captured once more: the user's own Python runs at the other size, so that padding of windows,
+position embeddings and pooling are right. Where a checkpoint was loaded without the source's code, the graphs
+are those that it keeps (`dyncompile.stored.sizes`). The result reads the program's own tensors: one state,
+several graphs.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,27 +26,53 @@ from dyncompile.zoo.sizes import take_size
 
 
 def recapture(program: Program, image: int, size: tuple[int, int]) -> Program:
-    """The source of `program` captured with the flat input `image` [B, C, H, W] at `size` (height, width).
+    """The network of `program` before any pass, with the flat input `image` [B, C, H, W] at `size`.
 
-    Its parameters and buffers are the tensors of `program`; what the library makes anew for the size (masks
-    of attention windows) is not.
+    Its parameters and buffers are the tensors of `program`; what the source makes anew for the size (masks of
+    attention windows) is not.
+
+    Args:
+        program: not yet of several sizes.
+        image: position among the flat inputs.
+        size: (height, width).
 
     Raises:
-        CaptureError: the network does not take this size; names the module and the source line.
+        CaptureError: the network does not take this size, names the module and the source line; or it is not
+            kept where the source's code is not at hand.
     """
     if program.source is None:
-        raise CaptureError("the program does not know its source", fix="capture the model anew")
-    tensors = state_tensors(program.state)
-    module = _materialized(program.source, tensors)
-    named = _examples(program.signature, image, size, next(iter(tensors.values())).device)
-    try:
-        take_size(module, size)
-        found = captured(module, named)
-    except CaptureError as error:
-        reason = _refusal(module, program.signature, named) or error.problem
-        raise CaptureError(f"it does not take {size_label(size)}: {reason}", where=error.where) from error
-    _check(found, program, size)
+        raise CaptureError("the sizes of the input are decided already", fix="name all sizes at once")
+    found = program.source.sized(program, image, size)
+    if (
+        _outputs(found) != _outputs(program)
+        or found.signature.out_structure != program.signature.out_structure
+    ):
+        raise CaptureError(
+            f"at {size_label(size)} an output has another shape: results of several sizes are no one tensor"
+        )
     return found
+
+
+@dataclass(frozen=True)
+class Code:
+    """The user's own code, which is captured once more; `skeleton` has its tensors on the meta device."""
+
+    skeleton: nn.Module
+
+    def sized(self, program: Program, image: int, size: tuple[int, int]) -> Program:
+        """The module captured at another size. Raises CaptureError."""
+        tensors = state_tensors(program.state)
+        module = _materialized(self.skeleton, tensors)
+        named = _examples(program.signature, image, size, next(iter(tensors.values())).device)
+        try:
+            take_size(module, size)
+            found = captured(module, named)
+        except CaptureError as error:
+            reason = _refusal(module, program.signature, named) or error.problem
+            problem = f"it does not take {size_label(size)}: {reason}"
+            raise CaptureError(problem, where=error.where) from error
+        _check_parameters(found, program, size)
+        return found
 
 
 def _materialized(skeleton: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
@@ -79,20 +108,13 @@ def _example(leaf: Leaf, rows: int, size: tuple[int, int] | None, device: torch.
     return torch.zeros(1, dtype=leaf.dtype, device=device).expand(shape)
 
 
-def _check(found: Program, program: Program, size: tuple[int, int]) -> None:
-    """The other size has the same parameters, inputs and outputs. Raises CaptureError."""
+def _check_parameters(found: Program, program: Program, size: tuple[int, int]) -> None:
+    """The other size has the same parameters. Raises CaptureError."""
     own = dict(program.state.named_parameters(remove_duplicate=False))
     other = dict(found.state.named_parameters(remove_duplicate=False))
     changed = [name for name, value in other.items() if own.get(name) is not value]
     if changed:
         raise CaptureError(f"at {size_label(size)} its library replaces the parameter {changed[0]}")
-    if (
-        _outputs(found) != _outputs(program)
-        or found.signature.out_structure != program.signature.out_structure
-    ):
-        raise CaptureError(
-            f"at {size_label(size)} an output has another shape: results of several sizes are no one tensor"
-        )
 
 
 def _outputs(program: Program) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,9 @@ from dyncompile.cli.output import busy, errors_as_panels, progress, say
 from dyncompile.cli.training import TRAINING
 from dyncompile.errors import InputError
 from dyncompile.files import current, replace_file
+from dyncompile.program import size_label
 from dyncompile.report.html import build_report
+from dyncompile.stored import is_of_a_size
 from dyncompile.train.history import read_history
 from dyncompile.weights import open_weights
 
@@ -35,6 +38,7 @@ def _inspected(folder: Path) -> dict[str, Any]:
         shapes = dict(file.shapes)
     sizes = {name: _count(shape) for name, shape in shapes.items()}
     added = {name: n for name, n in sizes.items() if name.startswith("dyn.")}
+    remark = _lacking(description, shapes)
     return {
         "format": description["version"],
         "torch": description.get("torch"),
@@ -42,12 +46,22 @@ def _inspected(folder: Path) -> dict[str, Any]:
         "passes": description["history"],
         "inputs": description["inputs"],
         "fingerprint": description["fingerprint"],
-        "loads_without_source": description["graph"] is not None,
-        "remark": description.get("remark"),
+        "loads_without_source": remark is None,
+        "sizes": description["sizes"],
+        "remark": remark,
         "tensors": len(shapes),
         "numbers": {"source": sum(sizes.values()) - sum(added.values()), "added": sum(added.values())},
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if is_ours(path.name)},
     }
+
+
+def _lacking(description: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """Why the source's code is needed to load; None where it is not."""
+    if description["graph"] is None:
+        return description.get("remark") or "no graph is stored"
+    if not description["sizes"] and any(map(is_of_a_size, names)):
+        return "an earlier release wrote it, which stored the graph of one input size alone"
+    return None
 
 
 def _in_words(described: Any) -> str:
@@ -68,7 +82,10 @@ def _count(shape: list[int]) -> int:
 
 def _told(found: dict[str, Any]) -> str:
     source = found["source"] or "not recorded"
-    graph = "yes, from its graph" if found["loads_without_source"] else f"no: {found['remark']}"
+    labels = ", ".join(size_label((height, width)) for height, width in found["sizes"])
+    graph = f"yes, from its graph{f', and those at {labels}' if labels else ''}"
+    if not found["loads_without_source"]:
+        graph = f"no: {found['remark']}"
     return "\n".join(
         [
             f"format    {found['format']}, written with torch {found['torch']}",

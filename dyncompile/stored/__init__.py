@@ -7,5 +7,6 @@ and metadata are not stored but computed again.
 """
 
 from dyncompile.stored.network import describe_network, restore_network, source_constants
+from dyncompile.stored.sizes import are_sizes, is_of_a_size, sizes_of
 
-__all__ = ["describe_network", "restore_network", "source_constants"]
+__all__ = ["are_sizes", "describe_network", "is_of_a_size", "restore_network", "sizes_of", "source_constants"]

@@ -69,3 +69,9 @@ def decode(value: Any, node: Callable[[str], fx.Node]) -> Any:
     if kind not in _KINDS or not isinstance(constant, _KINDS[kind]):
         raise ValueError(f"{kind} {content!r}")
     return constant
+
+
+def first_line(error: Exception) -> str:
+    """What an error that came of damage says, in short."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text[:200]}"

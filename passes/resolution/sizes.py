@@ -63,25 +63,24 @@ class Resolution:
             raise SpecError("divisor and view are at least 0, confidence lies in (0, 1), share above 0")
 
     def plan(self, program: Program, facts: Facts) -> Plan:
-        """Capture the source at every size; sizes that it does not take are rejected with its reason."""
+        """Find the source at every size; sizes that it does not take are rejected with its reason."""
         found = self._image(program)
         if isinstance(found, Rejection):
             return Plan(rejections=(found,))
         native = _native(program, found)
         drafts = list(self._captured(program, found, native))
-        taken = [one for one in drafts if not isinstance(one, Rejection)]
-        rejections = [one for one in drafts if isinstance(one, Rejection)]
+        taken = {size: one for size, one in drafts if not isinstance(one, Rejection)}
+        refused = {size: one for size, one in drafts if isinstance(one, Rejection)}
         if not taken:
-            return Plan(rejections=tuple(rejections))
-        programs = dict(enumerate(one for _, one in taken))
-        sizes = (*(size for size, _ in taken), native)
+            return Plan(rejections=tuple(refused.values()))
+        programs, sizes = dict(enumerate(taken.values())), (*taken, native)
         choice = self._choice(sizes)
-        net = self._net(program, facts, found, choice)
+        net, why = self._net(program, facts, found, choice), {size: no.reason for size, no in refused.items()}
         return Plan(
             choices=(choice,),
             sites=tuple(_sites(programs, sizes, facts, choice.name)),
-            rejections=tuple(rejections),
-            offer=Offer(choice, found, sizes, net, programs),
+            rejections=tuple(refused.values()),
+            offer=Offer(choice, found, sizes, net, programs, why),
         )
 
     def rewrite(self, editor: Editor, plan: Plan) -> None:
@@ -101,11 +100,7 @@ class Resolution:
         ]
         named = [i for i in maps if leaves[i].path == self.image] if self.image else maps
         if program.source is None:
-            reason = (
-                "other sizes are captured from the network's code, which is not at hand: a stored graph has "
-                "one size, and where a choice decides on the size already the sizes are settled"
-            )
-            return Rejection("image", reason)
+            return Rejection("image", "a choice decides on sizes already: give all of them to that pass")
         if len(named) == 1:
             return named[0]
         if not maps:
@@ -126,20 +121,21 @@ class Resolution:
 
     def _captured(
         self, program: Program, image: int, native: Size
-    ) -> Iterator[tuple[Size, Program] | Rejection]:
+    ) -> Iterator[tuple[Size, Program | Rejection]]:
+        """Every candidate, with the network at it or why there is none."""
         for size in self._wanted(native):
             label = size_label(size)
             if size[0] >= native[0] or size[1] >= native[1]:
                 if size != native:
-                    yield Rejection(label, f"it is not smaller than the native {size_label(native)}")
+                    yield size, Rejection(label, f"it is not smaller than the native {size_label(native)}")
                 continue
             try:
                 found = recapture(program, image, size)
                 yield size, apply_passes(found, [parse_spec(spec) for spec in program.history])
             except CaptureError as error:
-                yield Rejection(label, error.problem, error.where or "")
+                yield size, Rejection(label, error.problem, error.where or "")
             except DyncompileError as error:
-                yield Rejection(label, f"the passes before do not apply there: {error.problem}")
+                yield size, Rejection(label, f"the passes before do not apply there: {error.problem}")
 
     # -- what is inserted ---------------------------------------------------------------------
 
