@@ -14,9 +14,7 @@ until all are there: a run that was cut short goes on where it stopped.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import dyncompile as dc
+from benchmarks.memory import keep_memory
 from benchmarks.record import machine, write
 from dyncompile import zoo
 from dyncompile.latency import Times, time_in_turns
@@ -35,7 +34,6 @@ from dyncompile.latency import Times, time_in_turns
 RESNET, VIT = "torchvision:resnet50", "timm:vit_base_patch16_224"
 RATES = (0.0, 0.25, 0.5, 0.75)
 SINGLES = 4
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 KEPT = Path(__file__).parents[1] / "out" / "skipping.json"
 MEANING = (
     "evaluation time over the source's; samples skip branches drawn at random, each its own; deployed: batch "
@@ -77,7 +75,7 @@ def run() -> dict[str, Any]:
     """Time over the source's at every rate and batch, with the share of MACs and the realized saving."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    _keep_memory()
+    keep_memory()
     rows = _kept()
     for part in PLAN:
         if part.where not in rows.get(part.model, {}):
@@ -96,17 +94,6 @@ def _line(found: Mapping[str, Any]) -> str:
     if "realized" in found:
         text += f", {found['realized']:.0%} of the ideal, {found['realized_own']:.0%} of its own"
     return text
-
-
-def _keep_memory() -> None:
-    """Have glibc keep what is freed.
-
-    It gives large tensors back at once, as a rule, and page faults then cost a bottleneck at batch 8 half of
-    its time again, now in one of the networks that are compared and now in the other.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-            library.mallopt(option, value)
 
 
 Rows = dict[str, dict[str, dict[str, Any]]]
