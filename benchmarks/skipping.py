@@ -14,8 +14,6 @@ a run that was cut short.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import dyncompile as dc
+from benchmarks.memory import keep_memory
 from benchmarks.sweep import Place, Sweep
 from dyncompile import zoo
 from dyncompile.latency import Times, time_in_turns
@@ -32,7 +31,6 @@ from dyncompile.latency import Times, time_in_turns
 RESNET, VIT = "torchvision:resnet50", "timm:vit_base_patch16_224"
 RATES = (0.0, 0.25, 0.5, 0.75)
 SINGLES = 4
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 MEANING = (
     "evaluation time over the source's; samples skip branches drawn at random, each its own; deployed: batch "
     "norms folded into convolutions (the source's are not); realized: share of the ideal saving, over the "
@@ -91,20 +89,9 @@ def _line(found: Mapping[str, Any]) -> str:
     return text
 
 
-def _keep_memory() -> None:
-    """Have glibc keep what is freed.
-
-    It gives large tensors back at once, as a rule, and page faults then cost a bottleneck at batch 8 half of
-    its time again, now in one of the networks that are compared and now in the other.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-            library.mallopt(option, value)
-
-
 def _placed(part: Part) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Rows of a part by model, label and part."""
-    _keep_memory()
+    keep_memory()
     for label, found in _measure(part).items():
         yield (part.model, f"{label}, {part.where}"), found
 

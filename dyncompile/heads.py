@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dyncompile.analysis.points import Point
 from dyncompile.seeds import seed_of
 
 Activation = Literal["softmax", "sigmoid", "free"]
 ACTIVATIONS = ("softmax", "sigmoid", "free")
+
+FEATURES = 2048
+"""Most features that pooling to a grid makes: where channels are many, one mean of each says enough."""
 
 
 @contextmanager
@@ -26,22 +31,37 @@ def seeded(name: str) -> Generator[None]:
 
 
 class PooledHead(nn.Module):
-    """``x [B, ..., C, ...] -> (logits [B, classes], features [B, C])``: mean over positions, norm, linear.
+    """``x [B, ..., C, ...] -> (logits [B, classes], features [B, F])``: pooled positions, norm, linear.
 
-    Token streams [B, N, C] get a layer norm, as transformers have before their heads; maps get none.
+    Maps [B, C, H, W] are pooled to a grid of cells: `grid` per side, fewer where they are smaller or where
+    cells and channels would make more than `FEATURES`. Other layouts have one mean. Token streams [B, N, C]
+    get a layer norm, as transformers have before their heads; maps get none. With `hidden` above 0 there is a
+    layer of that width between, of as many as there are classes if these are more.
     """
 
-    def __init__(self, point: Point, classes: int) -> None:
+    def __init__(self, point: Point, classes: int, grid: int = 1, hidden: int = 0) -> None:
         super().__init__()
         rank, channels = len(point.shape) + 1, point.shape[point.channels - 1]
+        is_map = rank == 4 and point.channels == 1
+        grid = max(1, min(grid, math.isqrt(FEATURES // channels)))
+        self._cells: tuple[int, int] | None = None
+        if is_map and grid > 1:
+            self._cells = min(grid, point.shape[1]), min(grid, point.shape[2])
         self._positions = [axis for axis in range(1, rank) if axis != point.channels]
-        self.norm = nn.LayerNorm(channels) if rank == 3 else nn.Identity()
-        self.head = nn.Linear(channels, classes)
+        features = channels * math.prod(self._cells or (1,))
+        width = max(hidden, classes) if hidden else 0
+        self.norm = nn.LayerNorm(features) if rank == 3 else nn.Identity()
+        self.reduce = nn.Sequential(nn.Linear(features, width), nn.ReLU()) if width else nn.Identity()
+        self.head = nn.Linear(width or features, classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both."""
-        features = self.norm(x.mean(self._positions) if self._positions else x)
-        return self.head(features), features
+        if self._cells:
+            x = F.adaptive_avg_pool2d(x, self._cells).flatten(1)
+        elif self._positions:
+            x = x.mean(self._positions)
+        features = self.norm(x)
+        return self.head(self.reduce(features)), features
 
 
 class CoefficientHead(nn.Module):

@@ -71,13 +71,15 @@ class Mixed:
 class Synthesized:
     """A weight that becomes ``W0 + sum_n a_n D_n``: a_n is column ``start + n`` of a choice.
 
-    A `step` above 0 rounds coefficients to its multiples.
+    A `step` above 0 rounds coefficients to its multiples. They are `convex` if decision nets always give such
+    as sum to one; a forced route may say otherwise.
     """
 
     choice: str
     start: int
     bases: int
     step: float = 0.0
+    convex: bool = False
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ class Basis:
                 rejections.append(Rejection(name, overhead))
                 continue
             start = 0 if self.shared else self.bases * len(mixed)
-            mixed[name] = Synthesized(self.name, start, self.bases, self.step)
+            mixed[name] = Synthesized(self.name, start, self.bases, self.step, self._is_convex)
             sites.append(
                 Site(name, self.name, f"mixed from {self.bases} bases, {overhead:.1%} for synthesis")
             )
@@ -143,6 +143,10 @@ class Basis:
                 f"no preview is named {self.preview!r}; there are {', '.join(known)}",
                 fix="register it first: dc.register_preview(name, factory)",
             )
+
+    @property
+    def _is_convex(self) -> bool:
+        return self.activation == "softmax" and not self.step
 
     @property
     def _exit(self) -> str:

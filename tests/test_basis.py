@@ -375,6 +375,33 @@ def test_narrow_widths_narrow_bases(order: int) -> None:
         assert count_macs(lambda one=one: one(x[:1])) == float(dyn.macs(mixed)[i])
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "free"])
+@torch.no_grad()
+def test_deployment_folds_norms_into_all_bases_and_mixes_whole_kernels(activation: str) -> None:
+    net, dyn = mixed_net(f"basisnet(activation={activation}, exit=False)")
+    net.norm.weight.uniform_(0.5, 1.5)
+    dyn.load_state_dict({**dyn.state_dict(), "norm.weight": net.norm.weight})
+    fast = dc.deploy(dyn)
+    listing = fast.program.listing("eval")
+    assert "batch_norm" in dyn.program.listing("eval")
+    assert "batch_norm" not in listing
+    bases, own = fast.get_parameter("dyn.bases.depth.weight"), dyn.get_parameter("dyn.bases.depth.weight")
+    whole = activation == "softmax"
+    torch.testing.assert_close(bases, own + net.depth.weight if whole else own)
+    x = torch.randn(5, 3, 12, 12)
+    rows = torch.randn(5, 12)
+    policies = (dc.Learned(), dc.Full(), dc.Forced({"basis": rows}), dc.Forced({"basis": rows.softmax(1)}))
+    for policy in policies:
+        for count in (1, 5):
+            given = policy if not isinstance(policy, dc.Forced) else _forced(policy, count)
+            expected = dyn.run(x[:count], policy=given)[0]
+            torch.testing.assert_close(fast.run(x[:count], policy=given)[0], expected)
+
+
+def _forced(policy: dc.Forced, count: int) -> dc.Forced:
+    return dc.Forced({name: rows[:count] for name, rows in policy.route.items()})
+
+
 def test_copies_are_independent_and_checkpoints_whole(tmp_path: object) -> None:
     net, dyn = mixed_net()
     other = copy.deepcopy(dyn).double()

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dyncompile as dc
+from dyncompile.analysis.points import Point
 from dyncompile.exits import OFF, confidence
+from dyncompile.heads import FEATURES, PooledHead
 from dyncompile.train.calibrate_exit import fitted_temperature, outcomes
 from dyncompile.verify.compare import count_macs
 from tests import handmade
@@ -39,9 +41,11 @@ class Chain(nn.Module):
 
 
 FIRST, LAYER = 64 * 27 * 6, 64 * 54 * 6
+LINEAR = "grid=1, hidden=0"
+"""Heads of one mean and a linear layer."""
 
 
-def chain(spec: object = "exits(at=(0.3, 0.75))") -> tuple[Chain, dc.DynamicModel, Tensor]:
+def chain(spec: object = f"exits(at=(0.3, 0.75), {LINEAR})") -> tuple[Chain, dc.DynamicModel, Tensor]:
     torch.manual_seed(0)
     net = Chain().eval()
     x = torch.randn(6, 3, 8, 8)
@@ -80,6 +84,39 @@ def test_exits_by_hand() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("narrow", [False, True])
+def test_heads_see_a_grid_of_the_map_through_a_hidden_layer(narrow: bool) -> None:
+    """Narrowed, they read the cells of the leading channels."""
+    width = "dsnet(ratios=(0.5, 1.0), divisor=1, minimum=1, gate=False)"
+    net, dyn, x = chain([*[width] * narrow, "exits(at=(0.75,), grid=3, hidden=5)"])
+    route = dyn.route(0) if narrow else dyn.route({})
+    y, channels = x, 3 if narrow else 6
+    for layer in list(net.layers)[:3]:
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.bias is not None
+        y = F.relu(F.conv2d(y, layer.weight[:channels, : y.shape[1]], layer.bias[:channels], padding=1))
+    cells = F.adaptive_avg_pool2d(y, (3, 3)).flatten(1)
+    first, last = (dyn.get_parameter(f"dyn.heads.exit.1.{name}.weight") for name in ("reduce.0", "head"))
+    biases = [dyn.get_parameter(f"dyn.heads.exit.1.{name}.bias") for name in ("reduce.0", "head")]
+    assert first.shape == (5, 6 * 9)
+    hidden = F.relu(F.linear(cells, first[:, : channels * 9], biases[0]))
+    stop = {**route, "exit.1": torch.ones(1, 1)}
+    assert relative(F.linear(hidden, last, biases[1]), dyn.run(x, policy=dc.Forced(stop))[0]) < 1e-5
+    if not narrow:
+        assert dyn.macs(stop).item() == FIRST + 2 * LAYER + 54 * 5 + 5 * 4
+
+
+def test_a_grid_is_coarser_where_channels_are_many_and_a_hidden_layer_no_bottleneck() -> None:
+    for channels, side, cells in ((8, 14, (4, 4)), (512, 14, (2, 2)), (1024, 14, None), (64, 3, (3, 3))):
+        head = PooledHead(Point("x", {}, 1, (channels, side, side), ""), 100, 4, 64)
+        logits, features = head(torch.randn(2, channels, side, side))
+        assert logits.shape == (2, 100)
+        assert features.shape[1] == channels * (cells[0] * cells[1] if cells else 1)
+        assert features.shape[1] <= FEATURES
+        assert head.head.in_features == 100
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["max", "entropy", "margin"])
 def test_confidences(kind: str) -> None:
     sure, unsure = torch.tensor([[9.0, -9, -9]]) * 10, torch.zeros(1, 3)
@@ -97,7 +134,7 @@ def test_confidences(kind: str) -> None:
 
 @torch.no_grad()
 def test_confident_samples_leave_and_the_rest_does_not_run() -> None:
-    net, dyn, x = chain("exits(at=(0.3,), confidence=entropy)")
+    net, dyn, x = chain(f"exits(at=(0.3,), {LINEAR}, confidence=entropy)")
     assert not dyn.run(x, policy=dc.Learned())[1]["exit.1"].any()
     assert same(net(x), dyn.run(x, policy=dc.Learned())[0])
     early = F.linear(net.until(x, 1), *head(dyn, "exit.1"))
@@ -116,7 +153,7 @@ def test_confident_samples_leave_and_the_rest_does_not_run() -> None:
 
 @torch.no_grad()
 def test_decisions_behind_an_exit_are_not_taken_for_who_left() -> None:
-    _, dyn, x = chain(["exits(at=(0.3,))", "dsnet(divisor=1, minimum=1, per=block)"])
+    _, dyn, x = chain([f"exits(at=(0.3,), {LINEAR})", "dsnet(divisor=1, minimum=1, per=block)"])
     late = [name for name in dyn.gated if name != "exit.1"]
     dyn.get_buffer("dyn.exits.exit.1.threshold").zero_()
     record = dyn.record(x, policy=dc.Learned())
@@ -130,7 +167,7 @@ def test_decisions_behind_an_exit_are_not_taken_for_who_left() -> None:
 
 @pytest.mark.parametrize("order", [0, 1])
 def test_exits_nest_by_where_they_are_decided(order: int) -> None:
-    passes = ["exits(at=(0.3,), name=a)", "exits(at=(0.75,), name=b)"]
+    passes = [f"exits(at=(0.3,), {LINEAR}, name=a)", f"exits(at=(0.75,), {LINEAR}, name=b)"]
     net, dyn, x = chain(passes[:: 1 - 2 * order])
     early = F.linear(net.until(x, 1), *head(dyn, "a.1"))
     both = {"a.1": torch.ones(1, 1), "b.1": torch.ones(1, 1)}
@@ -153,6 +190,8 @@ def test_places_are_taken_once_and_refusals_have_reasons() -> None:
         chain("exits(at=(0.0,))")
     with pytest.raises(dc.SpecError, match="a confidence is one of"):
         chain("exits(confidence=vote)")
+    with pytest.raises(dc.SpecError, match="grid is at least 1"):
+        chain("exits(grid=0)")
 
 
 @torch.no_grad()
@@ -189,7 +228,7 @@ def graded() -> tuple[dc.DynamicModel, Tensor, Tensor]:
     labels = torch.arange(4).repeat(25)
     strength = 0.5 + torch.rand(100)
     x = (F.one_hot(labels, 4) * strength[:, None])[..., None, None].expand(-1, -1, 2, 2).float()
-    dyn = dc.dynamize(Graded(), "exits(at=(0.6,))", x[:2]).eval()
+    dyn = dc.dynamize(Graded(), f"exits(at=(0.6,), {LINEAR})", x[:2]).eval()
     with torch.no_grad():
         weight, bias = head(dyn, "exit.1")
         weight.copy_(3 * torch.eye(4))
@@ -262,7 +301,10 @@ def test_temperatures_undo_a_scale(scale: float, seed: int) -> None:
 @pytest.mark.parametrize("order", [("width", "heads"), ("heads", "width")])
 def test_heads_read_what_other_passes_have_narrowed(order: tuple[str, str]) -> None:
     """At the smallest width the head after three layers reads leading channels, by its leading columns."""
-    passes = {"width": "dsnet(ratios=(0.5, 1.0), divisor=1, minimum=1)", "heads": "exits(at=(0.75,))"}
+    passes = {
+        "width": "dsnet(ratios=(0.5, 1.0), divisor=1, minimum=1)",
+        "heads": f"exits(at=(0.75,), {LINEAR})",
+    }
     net, dyn, x = chain([passes[name] for name in order])
     width = next(choice for choice in dyn.choices.values() if choice.domain is dc.Domain.ONE_HOT)
     dyn.get_parameter(f"dyn.gates.{width.name}.head.bias").copy_(torch.tensor([9.0, 0.0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -151,6 +152,7 @@ def test_gradients_are_those_of_a_loop(
         torch.testing.assert_close(one, same, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("small_map", [0, 64], ids=["grouped", "unfolded"])
 @pytest.mark.parametrize(
     ("layer", "kernels", "parts"),
     [
@@ -161,16 +163,23 @@ def test_gradients_are_those_of_a_loop(
     ids=str,
 )
 def test_no_more_kernels_are_held_than_the_bound_says(
-    layer: tuple[int, ...], kernels: int, parts: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    layer: tuple[int, ...],
+    kernels: int,
+    parts: list[tuple[int, int]],
+    small_map: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[tuple[int, int]] = []
+    unfolds = small_map and layer[-1] == 1
+    name = "_columns" if unfolds else "_grouped"
+    original: Any = getattr(synthesis, name)
 
     def noting(x: Tensor, kernels: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
         seen.append((kernels.shape[0], kernels.shape[1]))
         return original(x, kernels, bias, **options)
 
-    original = synthesis._grouped  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(synthesis, "_grouped", noting)
+    monkeypatch.setattr(synthesis, name, noting)
+    monkeypatch.setattr(synthesis, "SMALL_MAP", small_map)
     x, weight, bases, coefficients, bias = conv_case(layer, 7)
     bound = kernels * weight.numel() + 1
     monkeypatch.setattr(synthesis, "CPU_KERNELS", bound)
@@ -178,6 +187,51 @@ def test_no_more_kernels_are_held_than_the_bound_says(
     basis_conv2d(x, mixed, bias, *options_of(layer))
     assert seen == parts
     assert max(rows * outputs for rows, outputs in seen) * weight[0].numel() <= bound
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 40])
+@pytest.mark.parametrize("simplex", [True, False])
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@torch.no_grad()
+def test_whole_kernels_mix_like_differences(layer: tuple[int, ...], simplex: bool, rows: int) -> None:
+    x, weight, bases, coefficients, bias = conv_case(layer, rows)
+    own = coefficients[:, :3].softmax(1) if simplex else coefficients[:, :3]
+    options = options_of(layer)
+    decision = Decision(own, -1)
+    expected = basis_conv2d(x, synthesize(weight, bases, decision, 0, 0.0), bias, *options)
+    kernels = synthesize(weight, weight + bases, decision, 0, 0.0, True)
+    torch.testing.assert_close(basis_conv2d(x, kernels, bias, *options), expected, rtol=1e-10, atol=1e-10)
+    none = synthesize(weight, weight + bases, Decision(torch.zeros_like(own), -1), 0, 0.0, True)
+    assert torch.equal(basis_conv2d(x, none, bias, *options), F.conv2d(x, weight, bias, *options))
+
+
+@torch.no_grad()
+def test_whole_kernels_of_coefficients_that_sum_to_one_leave_the_weight_unread() -> None:
+    x, weight, bases, coefficients, bias = conv_case(LAYERS[0], 4)
+    rows = coefficients[:, :3].float().softmax(1).double()  # as exact as a network's softmax is
+    kernels = synthesize(weight.fill_(torch.nan), bases, Decision(rows, -1), 0, 0.0, True)
+    for count in (1, 4):
+        given = basis_conv2d(
+            x[:count], kernels if count > 1 else _first(kernels), bias, *options_of(LAYERS[0])
+        )
+        assert not bool(given.isnan().any())
+
+
+def _first(kernels: synthesis.Kernels) -> synthesis.Kernels:
+    return replace(kernels, coefficients=kernels.coefficients[:1])
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@torch.no_grad()
+def test_many_rows_are_mixed_in_one_product_and_zero_bases_stay_exact(layer: tuple[int, ...]) -> None:
+    x, weight, bases, coefficients, bias = conv_case(layer, 40)
+    rows, options = coefficients[:, :3], options_of(layer)
+    kernels = synthesize(weight, bases, Decision(rows, -1), 0, 0.0)
+    assert kernels.parts(rows)[0] is None
+    expected = by_hand(x, weight, bases, rows, lambda x, w: F.conv2d(x, w, bias, *options))
+    torch.testing.assert_close(basis_conv2d(x, kernels, bias, *options), expected, rtol=1e-10, atol=1e-10)
+    _, stack, mixed = synthesize(weight, 0 * bases, Decision(rows, -1), 0, 0.0).parts(rows)
+    assert all(torch.equal(kernel, weight.flatten()) for kernel in mixed @ stack.flatten(1))
 
 
 def test_many_rows_of_large_kernels_are_cut_along_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ def _dsnet_exits(effort: Effort, target: float) -> Recipe:
     return _with_heads(_dsnet_worth(effort, target**0.5))
 
 
-_PLACES = "exits(at=(0.4, 0.7))"
+_PLACES = "exits(at=(0.4, 0.7), grid=4, hidden=64)"
 
 
 def _early(specs: Mapping[str, str]) -> Mapping[str, Sequence[str]]:

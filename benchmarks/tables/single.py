@@ -7,9 +7,10 @@ from pathlib import Path
 from benchmarks.tables.markdown import block, read, short, source, table, times
 
 _REFERENCES = {
-    "condconv": "over timm's CondConv2d",
-    "equal_kernels": "over it with as many kernels",
-    "static": "over the static layer",
+    "condconv": "deployed, over timm's CondConv2d",
+    "trained": "as trained, over it",
+    "equal_kernels": "as trained, over it with as many kernels",
+    "static": "deployed, over the static layer",
 }
 
 

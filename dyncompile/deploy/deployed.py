@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from dyncompile.deploy.buckets import Cost, by_macs, merged, movable
 from dyncompile.deploy.kernels import bind_faster
 from dyncompile.deploy.norms import fold_norms
+from dyncompile.deploy.packing import pack_bases
 from dyncompile.deploy.pieces import FORMS, Memory, Piece, Shop
 from dyncompile.deploy.regions import Regions, check_usable
 from dyncompile.errors import SpecError
@@ -262,6 +263,8 @@ def deploy(
     settings = Settings(backend, memory, max_buckets, cost, max_graphs)
     if backend == "inductor":
         check_usable()
-    fast = Deployed(fold_norms(dyn.program), settings)
+    program = fold_norms(dyn.program)
+    pack_bases(program)
+    fast = Deployed(program, settings)
     fast.policy, fast.costs = dyn.policy, dyn.costs
     return fast

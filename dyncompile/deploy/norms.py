@@ -3,6 +3,8 @@
     y = (conv(x, W) + b - mean) * s + beta,   s = gamma / sqrt(var + eps)
       = conv(x, W * s) + beta + (b - mean) * s                               W: [O, ...], all others [O]
 
+Where W is mixed from bases, W0 + sum_n a_n D_n, both W0 and all D are multiplied.
+
 The state is folded at full size, under names that the graph reads already: W * s goes by the name of W, the
 new bias by that of the running mean. So what decisions narrow stays narrowed by the same operators.
 """
@@ -20,13 +22,16 @@ from torch import Tensor, fx
 from dyncompile.analysis.dims.call import bind
 from dyncompile.program import Program
 from dyncompile.resize import narrowing
-from dyncompile.runtime import ops
+from dyncompile.runtime import ops, synthesis
 from dyncompile.state import state_tensors
 from dyncompile.variants import copy_program
 
 aten = torch.ops.aten
-_CONTRACTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
-"""Those whose weight has the output channels in front."""
+_CONTRACTIONS = (
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default),
+    *synthesis.LAYERS,
+)
+"""Those whose weight, or every row's kernel, has the output channels in front."""
 
 
 def fold_norms(program: Program) -> Program:
@@ -71,15 +76,27 @@ def _norms(graph: fx.Graph) -> Iterator[_Norm]:
         before = cast(fx.Node, bind(node)["input"])
         if before.target not in _CONTRACTIONS or len(before.users) != 1:
             continue
-        weights = _read(before, ("weight", "bias"))
-        affine = _read(node, ("weight", "bias", "running_mean", "running_var"))
+        weights = _read(_operands(before))
+        arguments = bind(node)
+        affine = _read({name: arguments[name] for name in ("weight", "bias", "running_mean", "running_var")})
         if weights is not None and affine is not None and {"running_mean", "running_var"} <= set(affine):
             yield _Norm(before, node, weights, affine)
 
 
-def _read(node: fx.Node, arguments: tuple[str, ...]) -> dict[str, str] | None:
+def _operands(contraction: fx.Node) -> dict[str, object]:
+    """What a contraction multiplies by and adds; kernels per row are linear in their weight and bases."""
+    if contraction.target not in synthesis.LAYERS:
+        arguments = bind(contraction)
+        return {name: arguments[name] for name in ("weight", "bias")}
+    kernels, bias = cast("tuple[fx.Node, object]", contraction.args[1:3])
+    if kernels.target is not synthesis.synthesize or len(kernels.users) != 1:
+        return {"weight": kernels}
+    return {"weight": kernels.args[0], "bases": kernels.args[1], "bias": bias}
+
+
+def _read(operands: Mapping[str, object]) -> dict[str, str] | None:
     """State name by argument, for those that are given; None where one is not its own, plain or narrowed."""
-    given = {name: value for name in arguments if isinstance(value := bind(node)[name], fx.Node)}
+    given = {name: value for name, value in operands.items() if isinstance(value, fx.Node)}
     chains = {name: list(narrowing(value)) for name, value in given.items()}
     if any(chain[-1].op != "get_attr" or any(map(_is_shared, chain)) for chain in chains.values()):
         return None
@@ -107,7 +124,9 @@ def _fold(graph: fx.Graph, found: _Norm, tensors: Mapping[str, Tensor]) -> None:
     factor = vector(found.affine, "weight", one) / (variance.double() + arguments["eps"]).sqrt()
     before = vector(found.weights, "bias", 0 * one) - mean.double()
     bias = vector(found.affine, "bias", 0 * one) + before * factor
-    weight.copy_(weight.double() * factor.reshape(-1, *[1] * (weight.dim() - 1)))
+    factor = factor.reshape(-1, *[1] * (weight.dim() - 1))
+    for multiplied in (weight, *(tensors[name] for key, name in found.weights.items() if key == "bases")):
+        multiplied.copy_(multiplied.double() * factor)
     mean.copy_(bias)
     _replace(graph, found, arguments["running_mean"])
 

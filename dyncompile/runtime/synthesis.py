@@ -9,14 +9,20 @@ What is fastest was measured (float32, one CPU thread, batches 1, 8, 32; ``bench
     one row                  the layer with the synthesized kernel; what that costs besides the layer, checks
                              and views included, is some 15 microseconds
     1x1 convolution, linear  matrix products: 1.0 to 2.1 times as fast as a (grouped) convolution
-    other convolutions       one convolution with B times the groups; a loop takes up to 5 times as long
+    maps of few positions    unfolded, matrix products: 0.82 to 0.88 of the time at 7x7 with 256 channels,
+                             where arranging kernels is most of a convolution's work; 1.4 at 14x14
+    other convolutions       one convolution with B times the groups; a loop takes 1.1 to 2.2 times as long,
+                             depthwise ones in channels-last 1.5 to 4.4, by shifted sums 3.4 to 7.8
     many large kernels       in parts: whole kernels of several rows or, where few of these fit, some outputs
                              of the kernels of `TOGETHER` rows, so that all of them share one reading of the
                              bases. A 3x3 layer of 256 channels at 7x7 would hold 75 MB of kernels for 32 rows
+    mixing                   addmm writes W0 into all rows first, and takes 1.6 to 2.1 times as long as the
+                             product alone; of W0 beside the bases, copied there at each call, one product
+                             takes 1.5 to 1.75 times as long at 32 rows
 
-All kernels at once are as fast or faster (up to a fifth, at 8 and 32 rows of that layer) where the allocator
-has such memory at hand; where it gets it from the system anew at every call, parts are twice as fast. A part
-holds at most `CPU_KERNELS` (or `DEVICE_KERNELS`) numbers of kernels, one row's kernel, or one output's of
+All kernels at once are as fast or faster (5 % at 32 rows of 128 channels) where the allocator has such memory
+at hand; where it gets it from the system anew at every call, parts take 0.5 to 0.8 of the time. A part holds
+at most `CPU_KERNELS` (or `DEVICE_KERNELS`) numbers of kernels, one row's kernel, or one output's of
 `TOGETHER` rows, at least. With gradients, parts are computed again in the backward pass, so that the bound
 holds there, too.
 """
@@ -41,6 +47,12 @@ DEVICE_KERNELS = 2**26
 """The same elsewhere: 256 MB in float32."""
 TOGETHER = 8
 """Rows that share one reading of the bases, where kernels are so large that few fit."""
+SMALL_MAP = 64
+"""Output positions up to which unfolding a map is sooner done than arranging kernels for a convolution."""
+STACKED = 4
+"""From this many rows per kernel on, W0 and D are copied side by side, and mixed in one product."""
+CONVEX = 1e-6
+"""How far from 1 the sum of coefficients may be that are taken to sum to 1; softmax is 2e-7 off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +61,17 @@ class Kernels:
 
     Attributes:
         weight: W0.
-        bases: D [N, *W0.shape].
+        bases: D [N, *W0.shape], or W0 + D where they are `whole`.
         coefficients: a [B, N], in the dtype of the weight.
         rounded: whether coefficients are rounded, so that equal rows are to be expected.
+        whole: see `synthesize`.
     """
 
     weight: Tensor
     bases: Tensor
     coefficients: Tensor
     rounded: bool = False
+    whole: bool = False
 
     @property
     def shared(self) -> bool:
@@ -77,17 +91,41 @@ class Kernels:
             rows = rows[row : row + 1]
         if not rows.shape[0] or not (_learns(rows) or any(_numbers(rows)[0])):
             return weight
-        return torch.addmm(weight.reshape(1, -1), rows, self.bases.flatten(1)).view(weight.shape)
+        return _synthesized(*self.parts(rows)).view(weight.shape)
+
+    def parts(self, rows: Tensor) -> Parts:
+        """What kernels of coefficients [n, N] are summed of: W0 if it is added, what is mixed, and how."""
+        weight, bases = self.weight, self.bases
+        if self.whole:
+            totals = [sum(_numbers(rows)[0])] if len(rows) == 1 else cast(Any, rows.sum(1)).tolist()
+            if all(abs(total - 1) <= CONVEX for total in totals):
+                return None, bases, rows
+            return None, *_side_by_side(weight, bases, 1 - rows.sum(1, keepdim=True), rows)
+        many = len(rows) >= STACKED * (len(bases) + 1) and not torch.is_grad_enabled()
+        if many and bases.numel() + weight.numel() <= CPU_KERNELS:
+            return None, *_side_by_side(weight, bases, rows.new_ones(len(rows), 1), rows)
+        return weight, bases, rows
+
+
+Parts = tuple[Tensor | None, Tensor, Tensor]
+
+
+def _side_by_side(weight: Tensor, bases: Tensor, first: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.cat((weight[None], bases)), torch.cat((first, rows), 1)
 
 
 Own = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``layer(x, kernel or kernels, bias)``."""
 
 
-def synthesize(weight: Tensor, bases: Tensor, decision: Decision, start: int, step: float) -> Kernels:
+def synthesize(
+    weight: Tensor, bases: Tensor, decision: Decision, start: int, step: float, whole: bool = False
+) -> Kernels:
     """Kernels whose coefficients are the columns of a decision from `start` on, one per basis.
 
     A `step` above 0 rounds them to its multiples (straight-through): rows that round alike share a kernel.
+    Bases that are `whole` are kernels V = W0 + D themselves (`deploy.packing`): W = (1 - sum a) W0 + sum a V,
+    where coefficients that sum to one leave W0 unread.
     """
     rows, count = decision.rows, bases.shape[0]
     if rows.shape[1] != count:
@@ -97,7 +135,7 @@ def synthesize(weight: Tensor, bases: Tensor, decision: Decision, start: int, st
     if step:
         rounded = (rows.detach() / step).round() * step
         rows = rounded + (rows - rows.detach()) if _learns(rows) else rounded
-    return Kernels(weight, bases, rows, bool(step))
+    return Kernels(weight, bases, rows, bool(step), whole)
 
 
 def basis_conv2d(
@@ -117,11 +155,13 @@ def basis_conv2d(
             return _multiplied(input, kernel.unsqueeze(0), bias, stride=stride)
         return F.conv2d(input, kernel, bias, stride, padding, dilation, groups)
     one = partial(_convolved, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    many = (
-        partial(_multiplied, stride=stride)
-        if pointwise
-        else partial(_grouped, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    )
+    if pointwise:
+        return _mixed(input, weight, bias, one, partial(_multiplied, stride=stride), 1)
+    sides = _small_map(input, weight.weight, stride, padding, dilation) if groups == 1 else None
+    if sides is not None:
+        unfold = partial(_unfolded, kernel=weight.weight.shape[2:], **_options(stride, padding, dilation))
+        return _mixed(input, weight, bias, one, partial(_columns, sides=sides), 1, unfold)
+    many = partial(_grouped, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return _mixed(input, weight, bias, one, many, 1 if groups == 1 else None)
 
 
@@ -132,26 +172,40 @@ def basis_linear(input: Tensor, weight: Kernels, bias: Tensor | None) -> Tensor:
     return _mixed(input, weight, bias, F.linear, _linear, -1)
 
 
-def _mixed(x: Tensor, kernels: Kernels, bias: Tensor | None, one: Own, many: Own, axis: int | None) -> Tensor:
+def _mixed(
+    x: Tensor,
+    kernels: Kernels,
+    bias: Tensor | None,
+    one: Own,
+    many: Own,
+    axis: int | None,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Few kernels: the rows of each together; many: in parts.
 
-    `axis` of the result has the kernels' outputs, if these may be computed apart from each other.
+    `axis` of the result has the kernels' outputs, if these may be computed apart from each other. `prepare`
+    is what `many` wants done to its input before, once for all outputs.
     """
-    weight, bases, rows = kernels.weight, kernels.bases, kernels.coefficients
+    rows, bound = kernels.coefficients, CPU_KERNELS if x.device.type == "cpu" else DEVICE_KERNELS
     if kernels.rounded and not _learns(rows):
         member = _groups(rows)
         if int(member.max()) < len(rows) // 2:
             return _by_kernel(x, kernels, bias, one, member)
-    bound = CPU_KERNELS if x.device.type == "cpu" else DEVICE_KERNELS
-    some, outputs = _part(len(rows), weight, bound, cut=axis is not None)
-    if some == len(rows) and outputs == len(weight):
-        return _chunk(x, weight, bases, rows, bias, many)
+    weight, bases, own = kernels.parts(rows)
+    if len(rows) * kernels.weight.numel() <= bound:  # all at once: what comes below takes its time, too
+        return many(x if prepare is None else prepare(x), _synthesized(weight, bases, own), bias)
+    some, outputs = _part(len(rows), kernels.weight, bound, cut=axis is not None)
+    whole = bases.shape[1]
     found: list[Tensor] = []
-    for chunk, few in zip(_split(x, some * (len(x) // len(rows))), _split(rows, some), strict=True):
-        pieces = zip(_split(weight, outputs), _split(bases, outputs, 1), strict=True)
-        biases = [None] * len(weight) if bias is None else _split(bias, outputs)
+    for chunk, few in zip(_split(x, some * (len(x) // len(rows))), _split(own, some), strict=True):
+        chunk = chunk if prepare is None else prepare(chunk)
+        if some == len(rows) and outputs == whole:
+            return _chunk(chunk, weight, bases, few, bias, many)
+        count = -(-whole // outputs)
+        weights, biases = ([None] * count if t is None else _split(t, outputs) for t in (weight, bias))
         blocks = [
-            _again(_chunk, chunk, *piece, few, own, many) for piece, own in zip(pieces, biases, strict=False)
+            _again(_chunk, chunk, w, d, few, b, many)
+            for w, d, b in zip(weights, _split(bases, outputs, 1), biases, strict=True)
         ]
         found.append(torch.cat(blocks, axis or 0) if len(blocks) > 1 else blocks[0])
     return torch.cat(found)
@@ -197,13 +251,17 @@ def _again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     return cast(Any, checkpoint).checkpoint(function, *arguments, use_reentrant=False)
 
 
-def _chunk(x: Tensor, weight: Tensor, bases: Tensor, rows: Tensor, bias: Tensor | None, many: Own) -> Tensor:
+def _chunk(
+    x: Tensor, weight: Tensor | None, bases: Tensor, rows: Tensor, bias: Tensor | None, many: Own
+) -> Tensor:
     return many(x, _synthesized(weight, bases, rows), bias)
 
 
-def _synthesized(weight: Tensor, bases: Tensor, rows: Tensor) -> Tensor:
+def _synthesized(weight: Tensor | None, bases: Tensor, rows: Tensor) -> Tensor:
     """Kernels [n, *W] of coefficients [n, N]."""
-    return torch.addmm(weight.reshape(1, -1), rows, bases.flatten(1)).view(len(rows), *weight.shape)
+    columns = bases.flatten(1)
+    found = torch.mm(rows, columns) if weight is None else torch.addmm(weight.reshape(1, -1), rows, columns)
+    return found.view(len(rows), *bases.shape[1:])
 
 
 def _convolved(
@@ -230,6 +288,35 @@ def _multiplied(x: Tensor, kernels: Tensor, bias: Tensor | None, *, stride: Any)
     columns, rows = x.flatten(2), kernels.flatten(2)
     y = torch.bmm(rows, columns) if bias is None else torch.baddbmm(bias[:, None], rows, columns)
     return y.view(*y.shape[:2], *x.shape[2:])
+
+
+def _small_map(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> tuple[int, int] | None:
+    """Sides of a convolution's output where it has so few positions that kernels are most of the work."""
+    if isinstance(padding, str):
+        return None
+    sides = [
+        (side + 2 * pad - step * (length - 1) - 1) // by + 1
+        for side, length, by, pad, step in zip(
+            x.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True
+        )
+    ]
+    return (sides[0], sides[1]) if sides[0] * sides[1] <= SMALL_MAP else None
+
+
+def _options(stride: Any, padding: Any, dilation: Any) -> dict[str, tuple[Any, Any]]:
+    return {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation)}
+
+
+def _unfolded(x: Tensor, *, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """What each position's kernel meets: ``[n, C, H, W] -> [n, C h w, positions]``."""
+    return F.unfold(x, tuple(kernel), dilation, padding, stride)
+
+
+def _columns(x: Tensor, kernels: Tensor, bias: Tensor | None, *, sides: tuple[int, int]) -> Tensor:
+    """A convolution of `_unfolded` maps as a matrix product per row: kernels [n, O, C, h, w]."""
+    rows = kernels.flatten(2)
+    y = torch.bmm(rows, x) if bias is None else torch.baddbmm(bias[:, None], rows, x)
+    return y.view(*y.shape[:2], *sides)
 
 
 def _linear(x: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,14 +14,14 @@ from torch.utils import _pytree as pytree
 from dyncompile.policies import Forced, Learned
 from dyncompile.program import SWITCHES, WEIGHTS
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.record import Record
 from dyncompile.state import GATES
 from dyncompile.verify.compare import (
     RELATIVE_TOLERANCE,
-    difference,
     plain,
-    scale,
 )
 from dyncompile.verify.report import Check
+from dyncompile.verify.rounding import check_alike
 from dyncompile.verify.subject import Subject
 from dyncompile.zoo.randomization import randomize_constants
 
@@ -29,16 +30,27 @@ def check_learned(subject: Subject, seed: int) -> Check:
     """What decision nets choose is carried out: the output is that of the route which they report."""
     if not subject.dyn.gated:
         return Check("learned decisions", True, detail="no decision net in this model")
+    chosen: set[tuple[str, int]] = set()
+
+    def ways(subject: Subject) -> tuple[list[Any], list[Any]]:
+        learned, forced = _learned_and_forced(subject, seed)
+        chosen.update((name, int(row.argmax())) for name in subject.dyn.gated for row in learned.route[name])
+        return [forced.output], [learned.output]
+
+    check = check_alike(
+        "learned decisions", subject, ways, RELATIVE_TOLERANCE, f"{len(subject.dyn.gated)} nets"
+    )
+    return replace(check, detail=f"{check.detail}, {len(chosen)} columns chosen")
+
+
+@torch.no_grad()
+def _learned_and_forced(subject: Subject, seed: int) -> tuple[Record, Record]:
+    """What a stirred copy decides, and what it does on the route that it reports."""
     dyn = _stirred(subject.dyn, seed).eval()
     args, kwargs = subject.rows(4)
-    with torch.no_grad():
-        torch.manual_seed(seed)  # pyright: ignore
-        learned = dyn.record(*args, policy=Learned(noise=True), execution="sparse", **kwargs)
-        forced = dyn.record(*args, policy=Forced(learned.route), **kwargs)
-    worst = difference(learned.output, forced.output)
-    seen = len({(name, int(row.argmax())) for name in dyn.gated for row in learned.route[name]})
-    passed = worst / scale(forced.output) <= RELATIVE_TOLERANCE
-    return Check("learned decisions", passed, worst, f"{len(dyn.gated)} nets, {seen} columns chosen")
+    torch.manual_seed(seed)  # pyright: ignore
+    learned = dyn.record(*args, policy=Learned(noise=True), execution="sparse", **kwargs)
+    return learned, dyn.record(*args, policy=Forced(learned.route), **kwargs)
 
 
 def check_gradients(subject: Subject, seed: int) -> Check:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dyncompile.cost import Macs
 from dyncompile.deploy import specialize
@@ -16,27 +18,27 @@ from dyncompile.verify.compare import (
     MASKED_TOLERANCE,
     RELATIVE_TOLERANCE,
     count_macs,
-    difference,
     row_of,
-    scale,
 )
 from dyncompile.verify.report import Check
+from dyncompile.verify.rounding import check_alike
 from dyncompile.verify.subject import Subject, tensor_arguments
 
 
 def check_specialize(subject: Subject, seed: int) -> Check:
     """A specialized network computes what the dynamic one does on that route."""
-    subject.dyn.eval()
+    detail = f"{len(subject.routes)} routes"
+    return check_alike("specialize", subject, _specialized, RELATIVE_TOLERANCE, detail)
+
+
+@torch.no_grad()
+def _specialized(subject: Subject) -> tuple[list[Any], list[Any]]:
+    """Per route what the dynamic model gives, and what the static one does."""
+    dyn = subject.dyn.eval()
     args, kwargs = subject.rows(2)
-    worst = relative = 0.0
-    for route in subject.routes:
-        static = specialize(subject.dyn, route)
-        with torch.no_grad():
-            expected = subject.dyn.run(*args, policy=Forced(route), **kwargs)[0]
-            actual = static(*tensor_arguments(subject, args, kwargs))
-        worst = max(worst, difference(expected, actual))
-        relative = max(relative, difference(expected, actual) / scale(expected))
-    return Check("specialize", relative <= RELATIVE_TOLERANCE, worst, f"{len(subject.routes)} routes")
+    tensors = tensor_arguments(subject, args, kwargs)
+    expected = [dyn.run(*args, policy=Forced(route), **kwargs)[0] for route in subject.routes]
+    return expected, [specialize(dyn, route)(*tensors) for route in subject.routes]
 
 
 def check_cost(subject: Subject, seed: int) -> Check:
@@ -71,31 +73,42 @@ def _alive_macs(dyn: DynamicModel, route: Route) -> float:
 
 def check_sparse(subject: Subject, seed: int) -> Check:
     """A batch of mixed routes gives every row what it gets alone, in order."""
-    subject.dyn.eval()
     size = 4
+    ways = partial(_alone_and_together, seed=seed, size=size)
+    return check_alike("mixed routes", subject, ways, RELATIVE_TOLERANCE, f"{size} rows, order kept")
+
+
+@torch.no_grad()
+def _alone_and_together(subject: Subject, seed: int, size: int) -> tuple[list[Any], list[Any]]:
+    """All rows' own outputs, and all rows of the batch's."""
+    dyn = subject.dyn.eval()
     args, kwargs = subject.rows(size)
-    route = plan_route(Sampled(seed, per_sample=True), subject.dyn.choices, size)
-    with torch.no_grad():
-        together = subject.dyn.run(*args, policy=Forced(route), **kwargs)[0]
-        worst = 0.0
-        for row in range(size):
-            one = {name: rows[row : row + 1] for name, rows in route.items()}
-            alone = subject.dyn.run(*args, policy=Forced(one), **kwargs)[0]
-            worst = max(worst, difference(row_of(alone, row, size), row_of(together, row, size)))
-    relative = worst / scale(together)
-    return Check("mixed routes", relative <= RELATIVE_TOLERANCE, worst, f"{size} rows, order kept")
+    route = plan_route(Sampled(seed, per_sample=True), dyn.choices, size)
+    together = dyn.run(*args, policy=Forced(route), **kwargs)[0]
+    alone: list[list[Tensor]] = []
+    for row in range(size):
+        one = {name: rows[row : row + 1] for name, rows in route.items()}
+        alone.append(row_of(dyn.run(*args, policy=Forced(one), **kwargs)[0], row, size))
+    return [alone], [[row_of(together, row, size) for row in range(size)]]
 
 
 def check_masked(subject: Subject, seed: int) -> Check:
     """Masked execution, through which decisions are trained, gives every row what narrow weights give it."""
-    dyn = subject.dyn.eval()
+    dyn = subject.dyn
     obstacles = dyn.unmaskable
     if not dyn.choices or obstacles:
         return Check("masked execution", not dyn.gated, detail=f"not offered: {obstacles or 'no choice'}")
+    ways = partial(_narrowed_and_masked, seed=seed)
+    return check_alike("masked execution", subject, ways, MASKED_TOLERANCE, "mixed routes")
+
+
+@torch.no_grad()
+def _narrowed_and_masked(subject: Subject, seed: int) -> tuple[list[Any], list[Any]]:
+    dyn = subject.dyn.eval()
     args, kwargs = subject.rows(4)
     policy = Forced(plan_route(Sampled(seed, per_sample=True), dyn.choices, 4))
-    with torch.no_grad():
-        narrowed = dyn.record(*args, policy=policy, execution="sparse", **kwargs).output
-        masked = dyn.record(*args, policy=policy, execution="dense", **kwargs).output
-    worst = difference(narrowed, masked)
-    return Check("masked execution", worst / scale(narrowed) <= MASKED_TOLERANCE, worst, "mixed routes")
+    narrowed, masked = (
+        dyn.record(*args, policy=policy, execution=execution, **kwargs).output
+        for execution in ("sparse", "dense")
+    )
+    return [narrowed], [masked]

@@ -77,14 +77,17 @@ def scaled(x: Tensor, gains: Tensor, axis: int) -> Tensor:
     return x * gains.to(x.dtype).reshape(shape)
 
 
-def kernel(weight: Tensor, bases: Tensor, rows: Tensor, start: int, step: float) -> Tensor:
+def kernel(
+    weight: Tensor, bases: Tensor, rows: Tensor, start: int, step: float, whole: bool = False
+) -> Tensor:
     """``weight + sum_n a_n bases[n]`` for the coefficients a in a decision [1, width] from `start` on.
 
-    A `step` above 0 rounds them to its multiples.
+    A `step` above 0 rounds them to its multiples. Bases that are `whole` hold the weight already.
     """
     own = rows[:, start : start + bases.shape[0]].to(weight.dtype)
     own = (own / step).round() * step if step else own
-    return weight + torch.mm(own, bases.flatten(1)).view(weight.shape)
+    own_weight = weight * (1 - own.sum()) if whole else weight
+    return own_weight + torch.mm(own, bases.flatten(1)).view(weight.shape)
 
 
 def padded(x: Tensor, sizes: Sequence[int | None], places: Sequence[Tensor | None]) -> Tensor:

@@ -197,11 +197,11 @@ class Values:
 
     def _synthesized(self, frame: Frame, node: fx.Node) -> Any:
         """A kernel of bases."""
-        (weight, bases, decision, start, step), _ = self._arguments(frame, node)
+        (weight, bases, decision, *how), _ = self._arguments(frame, node)
         if not isinstance(decision, Unknown):
             return self._folded(frame, node)
         read = (self.literal(frame, value) for value in (weight, bases))
-        return frame.call(forms.kernel, *read, decision.rows, start, step)
+        return frame.call(forms.kernel, *read, decision.rows, *how)
 
     def _with_kernel(self, frame: Frame, node: fx.Node) -> Any:
         """A layer whose kernel was put together."""
