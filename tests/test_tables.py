@@ -115,15 +115,20 @@ def test_checkpoints_before_and_after(tmp_path: Path) -> None:
         "score of the source": 0.99,
         "score at full": 0.5,
     }
+    loaded = {"largest difference after loading": 0.0, "CPU seconds to load": 3.2}
+    apart = {"largest difference after loading": 0.5}
     figures = {
-        "b dsnet": {**one, "file reduced back bit for bit": False},
+        "b dsnet": {**one, **loaded, "file reduced back bit for bit": False, **apart},
         "a exits": {"refused": "no head"},
-        "a dsnet": {**one, **scored},
+        "a dsnet": {**one, **scored, **loaded},
+        "c dsnet": one,
     }
     lines = rendered("checkpoints", {"checkpoints": figures}, tmp_path)
-    same, lost = (cells(line) for line in lines[2:4])
-    assert same == ["a, `dsnet`", "10", "0", "99.00 % / 50.00 %", "bit for bit", "25.0 %", "12"]
-    assert lost[3:5] == ["-", "**no**"]
+    same, lost, earlier = (cells(line) for line in lines[2:5])
+    row = ["a, `dsnet`", "10", "0", "99.00 % / 50.00 %", "same bits, 3 s", "bit for bit", "25.0 %", "12"]
+    assert same == row
+    assert lost[3:6] == ["-", "**0.5 apart**", "**no**"]
+    assert earlier[4] == "not run yet"
     assert "a: 10,000 digits named right." in "\n".join(lines)
     assert "Refused: a exits: no head." in lines
 

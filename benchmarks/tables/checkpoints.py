@@ -75,8 +75,8 @@ def _note(converted: Mapping[str, Mapping[str, Any]]) -> str:
         "All invariants of the contract hold on each. Right, of so many: "
         f"{said}. File given back: after saving and loading `dc.reduce_to_source` gives the source's keys, "
         "in their order, with the file's values. Loaded without its code: from the checkpoint's own graphs; "
-        "outputs by every policy and at every column of one-hot choices, against those before saving; CPU "
-        "seconds to load. CPU seconds: reading, converting and verifying."
+        "outputs at full, the cheapest, learned, sampled and every column of one-hot choices are those of "
+        "before; CPU seconds to load. CPU seconds: reading, converting and verifying."
     )
 
 
