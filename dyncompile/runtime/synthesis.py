@@ -20,8 +20,8 @@ What is fastest was measured (float32, one CPU thread, batches 1, 8, 32; ``bench
                              product alone; of W0 beside the bases, copied there at each call, one product
                              takes 1.5 to 1.75 times as long at 32 rows
 
-All kernels at once are as fast or faster (5 % at 32 rows of 128 channels) where the allocator has such memory
-at hand; where it gets it from the system anew at every call, parts take 0.5 to 0.8 of the time. A part holds
+All kernels at once are as fast or faster (7 % at 32 rows of 256 channels at 7x7) where the allocator has such
+memory at hand; where it gets it from the system anew at every call, parts take half of the time. A part holds
 at most `CPU_KERNELS` (or `DEVICE_KERNELS`) numbers of kernels, one row's kernel, or one output's of
 `TOGETHER` rows, at least. With gradients, parts are computed again in the backward pass, so that the bound
 holds there, too.
@@ -41,8 +41,10 @@ from torch.utils import checkpoint
 
 from dyncompile.program import Decision
 
-CPU_KERNELS = 2**21
-"""Numbers in all kernels that are held at once on a CPU: 8 MB in float32, about a core's share of cache."""
+CPU_KERNELS = 2**23
+"""Numbers in all kernels that are held at once on a CPU: 32 MB in float32. Parts of an eighth, which a core's
+cache holds, take 1.1 to 1.3 times as long; larger blocks glibc gets from the system at every call.
+"""
 DEVICE_KERNELS = 2**26
 """The same elsewhere: 256 MB in float32."""
 TOGETHER = 8
@@ -51,6 +53,8 @@ SMALL_MAP = 64
 """Output positions up to which unfolding a map is sooner done than arranging kernels for a convolution."""
 STACKED = 4
 """From this many rows per kernel on, W0 and D are copied side by side, and mixed in one product."""
+FEW = 16
+"""Rows that are sooner read in Python than sliced or summed in torch."""
 CONVEX = 1e-6
 """How far from 1 the sum of coefficients may be that are taken to sum to 1; softmax is 2e-7 off."""
 
@@ -81,7 +85,7 @@ class Kernels:
             return True
         if _learns(rows):
             return False
-        first, second = _numbers(rows[:2])  # most batches part here
+        first, second = _numbers(rows if len(rows) <= FEW else rows[:2])[:2]  # most batches part here
         return first == second and bool((rows == rows[:1]).all())
 
     def single(self, row: int = 0) -> Tensor:
@@ -97,7 +101,8 @@ class Kernels:
         """What kernels of coefficients [n, N] are summed of: W0 if it is added, what is mixed, and how."""
         weight, bases = self.weight, self.bases
         if self.whole:
-            totals = [sum(_numbers(rows)[0])] if len(rows) == 1 else cast(Any, rows.sum(1)).tolist()
+            few = len(rows) <= FEW
+            totals = map(sum, _numbers(rows)) if few else cast(Any, rows.sum(1)).tolist()
             if all(abs(total - 1) <= CONVEX for total in totals):
                 return None, bases, rows
             return None, *_side_by_side(weight, bases, 1 - rows.sum(1, keepdim=True), rows)
@@ -336,7 +341,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 
 def _numbers(rows: Tensor) -> list[list[float]]:
-    """Of one or two rows: sooner read in Python than tested in torch, which takes 2 to 6 microseconds."""
+    """Of few rows: sooner read in Python than tested in torch, which takes 2 to 6 microseconds."""
     return cast(Any, rows).tolist()
 
 
