@@ -33,8 +33,9 @@ def seeded(name: str) -> Generator[None]:
 class PooledHead(nn.Module):
     """``x [B, ..., C, ...] -> (logits [B, classes], features [B, F])``: pooled positions, norm, linear.
 
-    Maps [B, C, H, W] are pooled to a grid of cells: `grid` per side, fewer where they are smaller or where
-    cells and channels would make more than `FEATURES`. Other layouts have one mean. Token streams [B, N, C]
+    Maps [B, C, H, W] are pooled to a grid of cells: `grid` per side, fewer where cells and channels would make
+    more than `FEATURES`. Smaller maps repeat positions: a head then fits a network at all sizes of its input.
+    Maps of one position and other layouts have one mean. Token streams [B, N, C]
     get a layer norm, as transformers have before their heads; maps get none. With `hidden` above 0 there is a
     layer of that width between, of as many as there are classes if these are more.
     """
@@ -42,11 +43,9 @@ class PooledHead(nn.Module):
     def __init__(self, point: Point, classes: int, grid: int = 1, hidden: int = 0) -> None:
         super().__init__()
         rank, channels = len(point.shape) + 1, point.shape[point.channels - 1]
-        is_map = rank == 4 and point.channels == 1
+        is_map = rank == 4 and point.channels == 1 and point.shape[1:] != (1, 1)
         grid = max(1, min(grid, math.isqrt(FEATURES // channels)))
-        self._cells: tuple[int, int] | None = None
-        if is_map and grid > 1:
-            self._cells = min(grid, point.shape[1]), min(grid, point.shape[2])
+        self._cells = (grid, grid) if is_map and grid > 1 else None
         self._positions = [axis for axis in range(1, rank) if axis != point.channels]
         features = channels * math.prod(self._cells or (1,))
         width = max(hidden, classes) if hidden else 0

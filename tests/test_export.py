@@ -73,7 +73,8 @@ def restless(dyn: DynamicModel, flat: list[Any]) -> DynamicModel:
     named = dict(dyn.named_parameters())
     for name, parameter in named.items():
         if name.startswith("dyn."):
-            parameter.add_(0.5 * torch.randn(parameter.shape, generator=random))
+            scale = 0.1 if name.startswith("dyn.heads.") else 0.5  # large logits are all equally confident
+            parameter.add_(scale * torch.randn(parameter.shape, generator=random))
     for name in dyn.gated:  # in order: later features depend on earlier decisions
         logits = dyn.execute(flat, ROWS, dc.Learned(), "sparse").logits[name]
         logits = logits[~logits.isnan().any(1)]
