@@ -33,8 +33,8 @@ def seeded(name: str) -> Generator[None]:
 class PooledHead(nn.Module):
     """``x [B, ..., C, ...] -> (logits [B, classes], features [B, F])``: pooled positions, norm, linear.
 
-    Maps [B, C, H, W] are pooled to a grid of cells: `grid` per side, fewer where cells and channels would make
-    more than `FEATURES`. Smaller maps repeat positions: a head then fits a network at all sizes of its input.
+    Maps [B, C, H, W] are pooled to a grid of cells: `grid` per side, fewer where cells and channels would
+    make more than `FEATURES`. Smaller maps repeat positions: a head fits a network at all sizes of its input.
     Maps of one position and other layouts have one mean. Token streams [B, N, C]
     get a layer norm, as transformers have before their heads; maps get none. With `hidden` above 0 there is a
     layer of that width between, of as many as there are classes if these are more.

@@ -107,7 +107,13 @@ def test_heads_see_a_grid_of_the_map_through_a_hidden_layer(narrow: bool) -> Non
 
 
 def test_a_grid_is_coarser_where_channels_are_many_and_a_hidden_layer_no_bottleneck() -> None:
-    for channels, side, cells in ((8, 14, (4, 4)), (512, 14, (2, 2)), (1024, 14, None), (64, 3, (4, 4)), (64, 1, None)):
+    for channels, side, cells in (
+        (8, 14, (4, 4)),
+        (512, 14, (2, 2)),
+        (1024, 14, None),
+        (64, 3, (4, 4)),
+        (64, 1, None),
+    ):
         head = PooledHead(Point("x", {}, 1, (channels, side, side), ""), 100, 4, 64)
         logits, features = head(torch.randn(2, channels, side, side))
         assert logits.shape == (2, 100)
