@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.fashion.summary import COLUMNS
 from benchmarks.fashion.summary import read as read_runs
+from benchmarks.spread import spread
 from benchmarks.tables.markdown import (
     MissingResult,
     block,
@@ -15,7 +16,6 @@ from benchmarks.tables.markdown import (
     read,
     short,
     source,
-    spread,
     table,
     times,
 )
