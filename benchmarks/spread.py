@@ -13,4 +13,4 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     if not values:
         return "-"
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+    return f"{statistics.fmean(values):z.{digits}f}{deviation}"
