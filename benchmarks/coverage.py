@@ -102,7 +102,6 @@ def summary(models: Rows, contender: str) -> dict[str, Any]:
         "elastic over all": statistics.fmean(one["elastic"] if is_converted(one) else 0.0 for one in rows),
         "supernet over all": statistics.fmean(one["supernet"] if is_converted(one) else 0.0 for one in rows),
         "with blocks": sum(one["blocks"] > 0 for one in good),
-        "supernet": "the same where a contender is asked for a supernet, with nothing decided per sample",
         "blocks": sum(one["blocks"] for one in good),
         "skippable over all": statistics.fmean(one["skippable"] if is_converted(one) else 0 for one in rows),
         "seconds": _median(one["seconds"] for one in good),

@@ -22,12 +22,13 @@ affine follow its code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from dyncompile.analysis.dims.facts import ElasticFacts
 from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.points import Point
 from dyncompile.analysis.regions import Branch
 from dyncompile.errors import SpecError
 from dyncompile.gate import Gate
@@ -36,6 +37,7 @@ from dyncompile.plan import Gained
 from dyncompile.program import Choice, Domain, Program, Sized
 from dyncompile.rewrite import Editor
 from dyncompile.selection import (
+    Ends,
     Names,
     branch_ends,
     by_preference,
@@ -45,13 +47,17 @@ from dyncompile.selection import (
     stream_dims,
 )
 
+Dropped = tuple[str, Branch, tuple[float, ...]]
+"""A choice, a residual branch that it can drop, and whether each column keeps that."""
+
 
 @dataclass(frozen=True)
 class Slicing:
     """Width slicing of any network.
 
     Attributes:
-        ratios: shares of each dim that can be kept, ascending; 1.0 is added if missing.
+        ratios: shares of each dim that can be kept, ascending; 1.0 is added if missing. With `depth` they may
+            repeat: ``ratios=(1, 1, 1), depth=(0.25, 0.5, 1)`` drops blocks alone.
         preset: name of a published set of ratios, which is taken instead (`PUBLISHED`).
         depth: shares of each stage's residual branches that are kept at each ratio, first ones first; empty
             keeps all. At the full ratio it is 1. Branches before the gate stay.
@@ -92,9 +98,9 @@ class Slicing:
     name: str = "width"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ratios", _ratios(self.ratios, self.preset))
-        object.__setattr__(self, "preset", "")
         object.__setattr__(self, "depth", tuple(map(float, self.depth)))
+        object.__setattr__(self, "ratios", _ratios(self.ratios, self.preset, repeat=bool(self.depth)))
+        object.__setattr__(self, "preset", "")
         self._check_depth()
         if self.attention and not self.gate:
             raise SpecError("attention is a head of the gate: it needs gate=True")
@@ -123,6 +129,12 @@ class Slicing:
                 f"got {self.depth}",
                 fix=f"e.g. depth={(0.5,) * (len(self.ratios) - 1) + (1.0,)} for ratios={self.ratios}",
             )
+        columns = list(zip(self.ratios, self.depth, strict=True))
+        if columns != sorted(set(columns)):
+            raise SpecError(
+                f"of equal ratios the depths ascend, got depth={self.depth} for ratios={self.ratios}",
+                fix="e.g. ratios=(1, 1, 1), depth=(0.25, 0.5, 1)",
+            )
 
     def plan(self, program: Program, facts: Facts) -> Plan:
         """Choose the elastic dims, group them by choice, compute their candidate sizes."""
@@ -136,14 +148,17 @@ class Slicing:
                 rejections.append(Rejection(one.dim.name, reason, one.mixed[0].line if one.mixed else ""))
         chosen.sort(key=lambda one: list(facts.dims.elastic).index(one.dim.name))
         sized = {one.dim.name: Sized(self._choice_of(one, facts), self._sizes(one, facts)) for one in chosen}
-        names = list(dict.fromkeys(s.choice for s in sized.values()))
-        gates = {name: self._gate(name, sized, facts) for name in names} if self.gate else {}
+        wished = self._dropped(facts)
+        gates = self._gates(sized, wished, facts) if self.gate else {}
         gained = dict[str, Gained]()
-        for name, one in self._dropped(program, facts, gates):
-            if isinstance(one, str):
-                rejections.append(Rejection(name, one))
-            elif one.choice in names:
-                gained[name] = one
+        for choice, branch, weights in wished:
+            ends = self._ends(branch, gates.get(choice), program, facts)
+            if isinstance(ends, str):
+                rejections.append(Rejection(branch.name, ends))
+            else:
+                gained[branch.name] = Gained(choice, weights, ends)
+        names = list(dict.fromkeys(one.choice for one in (*sized.values(), *gained.values())))
+        gates = {name: gates[name] for name in names if name in gates}
         heads = {_attention(name): replace(gate, trunk=name) for name, gate in gates.items()}
         heads = heads if self.attention else {}
         return Plan(
@@ -180,6 +195,8 @@ class Slicing:
             return f"a residual stream under {one.mixed[0].how}: set embedding=True to slice it"
         if self.gate and (reason := self._reason_against_gating(one, facts)):
             return reason
+        if set(self.ratios) == {1.0}:
+            return "every column keeps all of it"
         if len(set(self._sizes(one, facts))) == 1:
             rounding = f"divisor {self.divisor}, minimum {self.minimum}"
             return f"{one.dim.size} positions leave nothing to choose with {rounding}"
@@ -193,31 +210,48 @@ class Slicing:
             return f"{one.mixed[0].how} mixes it, so no gate can be trained by masks; gate=False slices it"
         return None
 
-    def _gate(self, choice: str, sized: Mapping[str, Sized], facts: Facts) -> Gate:
-        """As late as what it decides allows, so that it reads the best features; one alone comes first."""
-        latest = min(facts.points.before[name] for name, one in sized.items() if one.choice == choice) - 1
-        point = facts.points.points[self.start if self.per == "model" else latest]
+    def _gates(
+        self, sized: Mapping[str, Sized], dropped: Sequence[Dropped], facts: Facts
+    ) -> Mapping[str, Gate]:
+        """By choice: as late as what it decides allows, to read the best features; one alone comes first."""
+        places, latest = facts.points.points, dict[str, int]()
+        for name, one in sized.items():
+            latest[one.choice] = min(facts.points.before[name] - 1, latest.get(one.choice, len(places)))
+        of_dims = set(latest)
+        for choice, branch, _ in dropped:
+            place = sum(is_before(point, branch, facts) for point in places) - 1
+            if choice not in of_dims and place >= self.start:  # blocks alone
+                latest[choice] = min(place, latest.get(choice, place))
+        return {
+            choice: self._gate_at(places[self.start if self.per == "model" else place])
+            for choice, place in latest.items()
+        }
+
+    def _gate_at(self, point: Point) -> Gate:
         features = point.shape[point.channels - 1]
         return Gate(point, self.hidden or max(16, features // 4), self.confidence, self.grid)
 
-    def _dropped(
-        self, program: Program, facts: Facts, gates: Mapping[str, Gate]
-    ) -> Iterator[tuple[str, Gained | str]]:
-        """Residual branches that some column leaves out, or why one cannot be."""
+    def _dropped(self, facts: Facts) -> list[Dropped]:
+        """Residual branches that some column leaves out: those of a stage end first."""
         stages: dict[int, list[Branch]] = {}
         for branch in facts.regions.branches if self.depth else ():
             stages.setdefault(facts.stage_at[branch.exit], []).append(branch)
+        found: list[Dropped] = []
         for stage, branches in stages.items():
             choice = self.name if self.per == "model" else f"{self.name}.stage{stage}"
             kept = [round(share * len(branches)) for share in self.depth]
             for place, branch in enumerate(branches):
                 weights = tuple(float(place < count) for count in kept)
-                ends = branch_ends(branch, program, facts)
-                late = choice in gates and not is_before(gates[choice].point, branch, facts)
-                if isinstance(ends, str) or late:
-                    yield branch.name, ends if isinstance(ends, str) else "it starts before the gate decides"
-                elif not all(weights):
-                    yield branch.name, Gained(choice, weights, ends)
+                found += [] if all(weights) else [(choice, branch, weights)]
+        return found
+
+    def _ends(self, branch: Branch, gate: Gate | None, program: Program, facts: Facts) -> Ends | str:
+        """Where a branch that can be dropped ends, or why it cannot be."""
+        ends = branch_ends(branch, program, facts)
+        if isinstance(ends, str) or not self.gate:
+            return ends
+        known = gate is not None and is_before(gate.point, branch, facts)
+        return ends if known else "it starts before the gate decides"
 
     def _sizes(self, one: ElasticFacts, facts: Facts) -> tuple[int, ...]:
         """Kept positions per ratio: the channels they stand for are multiples of the divisor."""
@@ -245,14 +279,21 @@ class Slicing:
 
     def _choice(self, name: str) -> Choice:
         rows = [tuple(float(i == j) for j in range(len(self.ratios))) for i in range(len(self.ratios))]
-        return Choice(name, Domain.ONE_HOT, rows[-1], rows[0], tuple(f"{r:g}" for r in self.ratios))
+        return Choice(name, Domain.ONE_HOT, rows[-1], rows[0], self._labels)
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        """Columns by ratio; where ratios repeat, by ratio and depth: ``1@0.5``."""
+        if len(set(self.ratios)) == len(self.ratios):
+            return tuple(f"{ratio:g}" for ratio in self.ratios)
+        return tuple(f"{ratio:g}@{depth:g}" for ratio, depth in zip(self.ratios, self.depth, strict=True))
 
 
 PUBLISHED: Mapping[str, tuple[float, ...]] = {"dsnet": tuple(c / 640 for c in range(224, 641, 32))}
 """Ratios of released networks: DS-Net's MobileNet has 14 widths of its stage 3, 224 to 640 channels."""
 
 
-def _ratios(given: tuple[float, ...], preset: str) -> tuple[float, ...]:
+def _ratios(given: tuple[float, ...], preset: str, *, repeat: bool) -> tuple[float, ...]:
     if preset:
         if preset not in PUBLISHED:
             raise SpecError(f"no preset is called {preset!r}", fix=f"there are: {', '.join(PUBLISHED)}")
@@ -260,7 +301,8 @@ def _ratios(given: tuple[float, ...], preset: str) -> tuple[float, ...]:
     bad = [r for r in given if not 0 < r <= 1]
     if bad or not given:
         raise SpecError(f"ratios must lie in (0, 1], got {bad or 'none'}", fix="e.g. ratios=(0.25, 0.5, 1.0)")
-    return tuple(sorted({*map(float, given), 1.0}))
+    found = sorted(map(float, given) if repeat else {*map(float, given)})
+    return (*found, 1.0) if found[-1] < 1 else tuple(found)
 
 
 def _attention(choice: str) -> str:

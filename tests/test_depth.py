@@ -25,6 +25,7 @@ from tests.support import Subject, relative, same, snapshot, undecided
 TOLERANCE = 1e-5
 DEPTH = "dsnet(ratios=(0.25, 0.5, 1), depth=(0, 0.5, 1), divisor=1, minimum=1, gate=False)"
 GATED = "dsnet(ratios=(0.25, 0.5, 1), depth=(0.3, 0.6, 1), divisor=1, minimum=1, hidden=6)"
+ALONE = "dsnet(ratios=(1, 1, 1), depth=(0.3, 0.6, 1), divisor=1, minimum=1, hidden=6)"
 BLOCKS = ("one.0", "one.1", "one.2", "two.0", "two.1")
 
 
@@ -102,12 +103,17 @@ BEHIND_GATE: Sequence[tuple[tuple[int, ...], dict[str, float]]] = (
     ((8, 12, 16, 20), {}),
 )
 """The stem runs before the gate: it and the stream of the first stage are static."""
+WHOLE: Sequence[tuple[tuple[int, ...], dict[str, float]]] = tuple(
+    ((8, 12, 16, 20), dropped) for _, dropped in BEHIND_GATE
+)
+"""Blocks alone are dropped."""
+TABLES = [(DEPTH, UNGATED), (GATED, BEHIND_GATE), (ALONE, WHOLE)]
 
 
 # -- depth -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("spec", "table"), [(DEPTH, UNGATED), (GATED, BEHIND_GATE)])
+@pytest.mark.parametrize(("spec", "table"), TABLES)
 @pytest.mark.parametrize("column", range(3))
 def test_a_column_is_the_narrow_network_without_these_blocks(
     spec: str, table: Sequence[tuple[tuple[int, ...], dict[str, float]]], column: int
@@ -129,7 +135,7 @@ def test_a_column_is_the_narrow_network_without_these_blocks(
     assert all(tensor.shape == shapes[name] for name, tensor in static.state_dict().items())
 
 
-@pytest.mark.parametrize(("spec", "table"), [(DEPTH, UNGATED), (GATED, BEHIND_GATE)])
+@pytest.mark.parametrize(("spec", "table"), TABLES)
 def test_rows_of_different_depths_run_together(
     spec: str, table: Sequence[tuple[tuple[int, ...], dict[str, float]]]
 ) -> None:
@@ -243,6 +249,31 @@ def test_keeping_all_blocks_is_the_same_as_no_depth(spec: str) -> None:
     plain = source().dynamic(spec.replace("depth=(0, 0.5, 1), ", ""))
     assert kept.program.listing() == plain.program.listing()
     assert not kept.plans[0].gained
+
+
+def test_blocks_alone_are_decided_per_stage_by_gates_of_their_own() -> None:
+    dyn = source().dynamic(ALONE.replace("hidden=6", "hidden=6, per=stage"))
+    assert list(dyn.choices) == ["width.stage0", "width.stage1"] == list(dyn.gated)
+    assert dyn.choices["width.stage0"].labels == ("1@0.3", "1@0.6", "1@1")
+    assert not dyn.program.sized
+    route = dyn.route({"width.stage0": 0, "width.stage1": 1})
+    with torch.no_grad():
+        expected = by_hand(narrow(8, 12, 16, 20), (images(),), without("one.1", "one.2", "two.1"))
+        assert relative(expected, dyn.run(images(), policy=dc.Forced(route))[0]) <= TOLERANCE
+        assert relative(expected, dc.specialize(dyn, route)(images())) <= TOLERANCE
+    assert dc.verify(dyn, source().module, images()).passed
+
+
+def test_blocks_alone_need_blocks_that_can_be_dropped() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 5))
+    with pytest.raises(dc.NoSiteError, match="every column keeps all of it"):
+        dc.dynamize(net, ALONE, images())
+
+
+@pytest.mark.parametrize("depth", ["(0.6, 0.3, 1)", "(1, 1, 1)", "(0.5, 0.5, 1)"])
+def test_columns_of_blocks_alone_ascend(depth: str) -> None:
+    with pytest.raises(dc.SpecError, match="of equal ratios the depths ascend"):
+        parse_spec(f"dsnet(ratios=(1, 1, 1), depth={depth})")
 
 
 def test_a_later_pass_does_not_decide_on_what_depth_drops() -> None:

@@ -82,12 +82,12 @@ def result(accuracy: float) -> dict[str, object]:
 def test_a_summary_sets_the_learned_beside_fixed_sizes_of_equal_cost() -> None:
     found = [result(0.7), result(0.9)]
     lines = summary(found)
-    assert lines["source"] == "80.0±14.1"
-    assert lines["size 32, 25.0% of the MACs"].startswith("60.0±14.1")
+    assert lines["source"] == "80.0 ± 14.1"
+    assert lines["size 32, 25.0% of the MACs"].startswith("60.0 ± 14.1")
     line = lines["budget 60%"]
-    assert "80.0±14.1 at 62.5%" in line
-    assert "same mix at random 70.0±14.1" in line
-    assert "fixed sizes at these MACs 70.0±14.1" in line  # halfway between 32 and 64
+    assert "80.0 ± 14.1 at 62.5%" in line
+    assert "same mix at random 70.0 ± 14.1" in line
+    assert "fixed sizes at these MACs 70.0 ± 14.1" in line  # halfway between 32 and 64
     assert "small 0%, medium 50%, large 100%" in line
     drawing = ElementTree.fromstring(figure("a title", points(found)))
     circles = list(drawing.iter("{http://www.w3.org/2000/svg}circle"))

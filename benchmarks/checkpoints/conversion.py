@@ -59,7 +59,6 @@ def _checked(one: Subject, method: str) -> dict[str, Any]:
         loaded = dc.load(path)  # from its files alone
         loading = time.process_time() - began
     return {
-        "loads without the source": True,
         "largest difference after loading": _apart(dyn, loaded, one.example),
         "CPU seconds to load": round(loading, 1),
         "keys": len(dc.reduce_to_source(loaded)),

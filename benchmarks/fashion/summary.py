@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.record import RESULTS
+from benchmarks.spread import spread
 
 FOLDER = RESULTS / "fashion"
 Result = dict[str, Any]
@@ -74,15 +74,6 @@ def table(results: dict[Key, list[Result]]) -> Table:
         justify = "left" if heading in ("network", "method") else "right"
         out.add_column(heading, justify=justify, no_wrap=True)
     for (network, method, target), runs in results.items():
-        cells = [_spread([100 * of(run) for run in runs]) for of in COLUMNS.values()]
+        cells = [spread([100 * of(run) for run in runs]) for of in COLUMNS.values()]
         out.add_row(network, method, f"{100 * target:g}", str(len(runs)), *cells)
     return out
-
-
-def _spread(values: list[float]) -> str:
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return "-"
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.fmean(values):.1f}±{statistics.stdev(values):.1f}"

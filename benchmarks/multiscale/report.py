@@ -11,6 +11,7 @@ import torch
 from benchmarks.fashion.plot import Point, figure
 from benchmarks.fashion.summary import at_share
 from benchmarks.multiscale.protocol import FOLDER, Effort, results, seed_results
+from benchmarks.spread import spread
 
 SEEDS = (0, 1, 2)
 Result = dict[str, Any]
@@ -29,14 +30,14 @@ def run() -> dict[str, Any]:
 
 def summary(found: Sequence[Result]) -> dict[str, str]:
     """A line per fixed size and per budget."""
-    lines = {"source": _spread(found, lambda one: one["source"]["accuracy"])}
+    lines = {"source": _percent(found, lambda one: one["source"]["accuracy"])}
     for k, row in enumerate(found[0]["fixed"]):
         scales = ", ".join(
-            f"{name} {_spread(found, lambda one, k=k, name=name: one['fixed'][k]['by_scale'][name])}"
+            f"{name} {_percent(found, lambda one, k=k, name=name: one['fixed'][k]['by_scale'][name])}"
             for name in row["by_scale"]
         )
         lines[f"size {row['label']}, {row['share']:.1%} of the MACs"] = (
-            f"{_spread(found, lambda one, k=k: one['fixed'][k]['accuracy'])} ({scales})"
+            f"{_percent(found, lambda one, k=k: one['fixed'][k]['accuracy'])} ({scales})"
         )
     for k, row in enumerate(found[0]["learned"]):
         lines[f"budget {row['target']:.0%}"] = _budget(found, k)
@@ -51,9 +52,9 @@ def _budget(found: Sequence[Result], k: int) -> str:
         for name in rows[0]["sizes_by_scale"]
     }
     return (
-        f"{_spread(rows, lambda row: row['accuracy'])} at {statistics.fmean(r['share'] for r in rows):.1%}; "
-        f"same mix at random {_spread(rows, lambda row: row['random']['accuracy'])}; "
-        f"fixed sizes at these MACs {_spread(mixed, float)}; "
+        f"{_percent(rows, lambda row: row['accuracy'])} at {statistics.fmean(r['share'] for r in rows):.1%}; "
+        f"same mix at random {_percent(rows, lambda row: row['random']['accuracy'])}; "
+        f"fixed sizes at these MACs {spread([100 * one for one in mixed])}; "
         f"native size taken by {', '.join(f'{name} {share:.0%}' for name, share in native.items())}"
     )
 
@@ -70,7 +71,5 @@ def points(found: Sequence[Result]) -> dict[str, list[Point]]:
     }
 
 
-def _spread(found: Sequence[Any], of: Callable[[Any], float]) -> str:
-    values = [100 * of(one) for one in found]
-    deviation = f"±{statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{deviation}"
+def _percent(found: Sequence[Any], of: Callable[[Any], float]) -> str:
+    return spread([100 * of(one) for one in found])

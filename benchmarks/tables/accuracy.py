@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.fashion.summary import COLUMNS, at_share
 from benchmarks.fashion.summary import read as read_runs
-from benchmarks.tables.markdown import MissingResult, block, percent, source, spread, table
+from benchmarks.spread import spread
+from benchmarks.tables.markdown import MissingResult, block, percent, source, table
 
 _CONTROLS = ("MACs", "dynamic", "random", "fixed", "static", "taught", "source", "full")
 NOTES = """\

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.fashion.summary import COLUMNS
 from benchmarks.fashion.summary import read as read_runs
+from benchmarks.spread import spread
 from benchmarks.tables.markdown import (
     MissingResult,
     block,
@@ -15,7 +16,6 @@ from benchmarks.tables.markdown import (
     read,
     short,
     source,
-    spread,
     table,
     times,
 )
@@ -71,18 +71,29 @@ def render_accuracy(results: Path) -> str:
         "dynamic",
         "same routes dealt at random",
         "static network",
+        "ahead of it by",
         "static, taught alike",
         "source",
     )
     note = (
         "Test accuracy in percent, means over seeds ± standard deviation; static: a network of half of the "
-        "MACs, trained for as many epochs as source and dynamic network together; taught alike: one that "
-        "learns from the source's outputs as well, as `lcnet` does."
+        "MACs, trained for as many epochs as source and dynamic network together, of the same seed; taught "
+        "alike: one that learns from the source's outputs as well, as `lcnet` does."
     )
     first = next(iter(read_runs(results / "fashion").values()))[0]
     return block(table(heads, rows), note, source("make fashion", first))
 
 
+_FIGURES: Sequence[Callable[[dict[str, Any]], float]] = (
+    COLUMNS["dynamic"],
+    COLUMNS["random"],
+    COLUMNS["static"],
+    lambda run: COLUMNS["dynamic"](run) - COLUMNS["static"](run),
+    COLUMNS["taught"],
+    COLUMNS["source"],
+)
+
+
 def _accuracies(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for column in ("dynamic", "random", "static", "taught", "source"):
-        yield spread([100 * COLUMNS[column](dict(run)) for run in found])
+    for figure in _FIGURES:
+        yield spread([100 * figure(dict(run)) for run in found])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,15 +58,6 @@ def percent(value: float | None, digits: int = 0) -> str:
 def times(ratio: Mapping[str, float]) -> str:
     """A ratio of times: its median, and half the distance of its quartiles."""
     return f"{ratio['median']:.2f} ± {(ratio['high'] - ratio['low']) / 2:.2f}"
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """A mean of what there is (NaN is not), and where there are several the standard deviation."""
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def short(model: str) -> str:

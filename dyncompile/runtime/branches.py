@@ -23,7 +23,7 @@ from dyncompile.runtime import ops
 from dyncompile.runtime.blocks import rows_at_once
 from dyncompile.runtime.compiled import GraphForward
 from dyncompile.runtime.grouping import Grouping
-from dyncompile.runtime.rows import batch_axis, rows_between, select_rows
+from dyncompile.runtime.rows import rows_between, select_rows
 from dyncompile.runtime.takers import Takers, find_takers, gains_of, table_of
 
 FEW = 4
@@ -103,7 +103,8 @@ class Join:
         owned: something writes into the result later, so it must not be the memory of anything else.
         positive: what is kept is the output of a ReLU, which another leaves as it is.
         dying: nothing reads what is kept afterwards: without gradients the sum takes its memory.
-        type: of what is kept, or of the sum where nothing is.
+        axis: the axis of what is kept, or of the sum where nothing is, that has the batch as its outermost
+            factor; None without one.
         takes: types of what the bodies read.
     """
 
@@ -114,7 +115,7 @@ class Join:
     owned: bool
     positive: bool
     dying: bool
-    type: Type
+    axis: int | None
     takes: tuple[Type, ...]
 
     def named(self, name: str) -> Callable[..., Tensor]:
@@ -134,7 +135,7 @@ class Join:
             who = find_takers(decision, table, branch.weights)
             if who.count or not here.count:
                 todo += [(branch, one) for one in self._groups(branch, who, policy)]
-        runs = _runs(*todo[0], taken) if len(todo) == 1 and batch_axis(self.type) is not None else []
+        runs = _runs(*todo[0], taken) if len(todo) == 1 and self.axis is not None else []
         if kept is not None and runs:
             return self._added_in_place(kept, *todo[0], runs, here)
         parts = [self._part(branch, one, here) for branch, one in todo]
@@ -176,7 +177,7 @@ class Join:
 
     @property
     def _axis(self) -> int:
-        return batch_axis(self.type) or 0
+        return self.axis or 0
 
     # -- nothing is kept ----------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from dyncompile.runtime.blocks import widest_row
 from dyncompile.runtime.branches import Branch, Join
 from dyncompile.runtime.compiled import Compiler, GraphForward, compile_graph
 from dyncompile.runtime.grouping import Channels, Grouping
-from dyncompile.runtime.rows import elements_per_row, has_rows
+from dyncompile.runtime.rows import batch_axis, elements_per_row, has_rows
 from dyncompile.runtime.segment import Outlet, Segment
 
 aten = torch.ops.aten
@@ -323,7 +323,7 @@ class _Piece:
             owned=skip.last in skip.rewritten,
             positive=skip.positive,
             dying=skip.dying,
-            type=types.get((skip.kept or skip.product).name),
+            axis=batch_axis(types.get((skip.kept or skip.product).name)),
             takes=tuple(types.get(node.name) for node in taken),
         )
         decision = next(n for n in skip.product.all_input_nodes if n.target is ops.decide)
