@@ -106,7 +106,9 @@ def branch_ends(branch: Branch, program: Program, facts: Facts) -> Ends | str:
     partner = facts.points.partners.get(branch.exit)
     if partner is None:
         return f"`{branch.exit}` has no counterpart in the training graph"
-    exits = {mode: program.nodes[mode][name] for mode, name in zip(MODES, (partner, branch.exit), strict=True)}
+    exits = {
+        mode: program.nodes[mode][name] for mode, name in zip(MODES, (partner, branch.exit), strict=True)
+    }
     operands = [getattr(operand, "name", "") for operand in exits["eval"].args]
     place = operands.index(branch.output)
     outputs = {mode: exit.args[place] for mode, exit in exits.items()}

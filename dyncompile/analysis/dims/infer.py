@@ -296,9 +296,13 @@ def _decompose(node: fx.Node, inputs: list[fx.Node]) -> fx.Graph:
         return make_fx(run)(*fakes).graph
 
 
-def free_atoms(inference: Inference) -> dict[Atom, list[tuple[str, int]]]:
-    """Free atoms that state carries -> (tensor name, axis) of every carrier, in the state's order."""
-    carriers: dict[Atom, list[tuple[str, int]]] = {}
+Carriers = list[tuple[str, int]]
+"""(tensor name, axis) of all that carry a dim, in the state's order."""
+
+
+def free_atoms(inference: Inference) -> dict[Atom, Carriers]:
+    """Free atoms that state carries, and what carries them."""
+    carriers: dict[Atom, Carriers] = {}
     for name, dims in inference.state.items():
         for axis, dim in enumerate(dims):
             for atom in inference.env.atoms(dim):
