@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dyncompile.analysis.facts import Facts, analyze
 from dyncompile.capture import capture
+from dyncompile.collector import paused_collector
 from dyncompile.errors import NoSiteError
 from dyncompile.plan import Plan, Rejection, Site
 from dyncompile.program import Program
@@ -94,6 +95,7 @@ def apply_passes(program: Program, passes: Sequence[Pass]) -> Program:
     return program
 
 
+@paused_collector()
 def _applied(one: Pass, program: Program) -> Program:
     facts = analyze(program)
     plan = one.plan(program, facts)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -258,6 +259,11 @@ class Program:
     source: Source | None = None
     variants: Variants | None = None
     origin: Mapping[Mode, fx.Graph] = field(default_factory=dict[Mode, fx.Graph])
+
+    @cached_property
+    def nodes(self) -> Mapping[Mode, Mapping[str, fx.Node]]:
+        """The nodes of each graph by name, as they are when this is first asked for."""
+        return {mode: {node.name: node for node in graph.nodes} for mode, graph in self.graphs.items()}
 
     def listing(self, mode: Mode = "eval") -> str:
         """The graphs of one mode as text, one node per line, independent of object identities."""

@@ -107,7 +107,7 @@ def branch_ends(branch: Branch, program: Program, facts: Facts) -> Ends | str:
     if partner is None:
         return f"`{branch.exit}` has no counterpart in the training graph"
     exits = {
-        mode: _node(program, mode, name) for mode, name in zip(MODES, (partner, branch.exit), strict=True)
+        mode: program.nodes[mode][name] for mode, name in zip(MODES, (partner, branch.exit), strict=True)
     }
     operands = [getattr(operand, "name", "") for operand in exits["eval"].args]
     place = operands.index(branch.output)
@@ -134,10 +134,6 @@ def point_before(branch: Branch, facts: Facts) -> Point | None:
 def is_before(point: Point, branch: Branch, facts: Facts) -> bool:
     """Whether a decision taken at `point` is known where a branch starts."""
     return facts.order[point.name] <= facts.order[branch.entry]
-
-
-def _node(program: Program, mode: Mode, name: str) -> fx.Node:
-    return next(node for node in program.graphs[mode].nodes if node.name == name)
 
 
 def point_at(share: float, program: Program, facts: Facts) -> Point | None:

@@ -14,10 +14,12 @@ from dyncompile.analysis.dims.algebra import Widths, active, elastics, is_batche
 from dyncompile.analysis.dims.call import flat_types
 from dyncompile.analysis.dims.dead import dead_dims
 from dyncompile.analysis.dims.facts import DimFacts, GraphDims, dim_facts
+from dyncompile.analysis.flow import Flow
 from dyncompile.analysis.macs import MacsFacts, macs_facts
 from dyncompile.analysis.points import PointFacts, find_points
-from dyncompile.analysis.regions import Regions, find_regions
-from dyncompile.analysis.stages import stages
+from dyncompile.analysis.regions import Regions, regions_of
+from dyncompile.analysis.stages import stages_of
+from dyncompile.collector import paused_collector
 from dyncompile.program import Program
 from dyncompile.runtime.ops import DECISIONS, FOLDABLE
 
@@ -88,12 +90,14 @@ class Facts:
         return found
 
 
+@paused_collector()
 def analyze(program: Program) -> Facts:
     """All facts of a program. Pure: the program is only read."""
     dims = dim_facts(program)
     graph = program.graphs["eval"]
-    regions = find_regions(graph, DECISIONS)
-    stage = stages(graph, regions, _resolution(dims.graphs["eval"]), DECISIONS)
+    flow = Flow.of(graph, DECISIONS)
+    regions = regions_of(flow, graph)
+    stage = stages_of(flow, graph, regions, _resolution(dims.graphs["eval"]))
     return Facts(
         dims=dims,
         regions=regions,

@@ -188,8 +188,6 @@ def _used(node: fx.Node, dims: DimFacts, mode: Mode, ignored: Collection[Target]
     """Elastic dims that a call reads or makes."""
     if node.op != "call_function" or node.target in ignored:
         return set()
-    types = [*flat_types(dims.graphs[mode].types.get(node.name))]
-    for read in node.all_input_nodes:
-        if isinstance(read.meta.get("val"), Tensor):
-            types += flat_types(dims.graphs[mode].types.get(read.name))
-    return {elastic.name for found in types for dim in found for elastic in elastics(dim)}
+    names = dims.graphs[mode].elastics
+    reads = (read for read in node.all_input_nodes if isinstance(read.meta.get("val"), Tensor))
+    return {name for value in (node, *reads) for name in names.get(value.name, ())}

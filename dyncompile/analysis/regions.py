@@ -82,7 +82,11 @@ def find_regions(graph: fx.Graph, decisions: Collection[Target] = ()) -> Regions
 
     No body holds a decision: it is taken whether or not what it steers runs, and what it reads is needed.
     """
-    flow = Flow.of(graph, decisions)
+    return regions_of(Flow.of(graph, decisions), graph)
+
+
+def regions_of(flow: Flow, graph: fx.Graph) -> Regions:
+    """`find_regions` on the graph's flow."""
     found: dict[fx.Node, _Found] = {}
     refused: dict[fx.Node, str] = {}
     for exit in filter(flow.sources.__contains__, graph.nodes):

@@ -30,7 +30,11 @@ def stages(
     nearest trunk dominator, if it is on the way to the output): a region belongs to where it ends. Nodes
     that nothing on the trunk leads to (parameters, masks, an encoder) have the stage of their first user.
     """
-    flow = Flow.of(graph, decisions)
+    return stages_of(Flow.of(graph, decisions), graph, regions, resolution)
+
+
+def stages_of(flow: Flow, graph: fx.Graph, regions: Regions, resolution: Mapping[str, int]) -> dict[str, int]:
+    """`stages` on the graph's flow."""
     place = _places(flow, graph, {name: index for index, name in enumerate(regions.trunk)})
     if not regions.trunk:
         return {node.name: 0 for node in graph.nodes}

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from dyncompile.capture.clean import clean_graph
 from dyncompile.capture.conversions import observed_dtypes
+from dyncompile.collector import paused_collector
 from dyncompile.errors import CaptureError
 from dyncompile.program import MODES, Mode, Program
 from dyncompile.signature import Signature, batch_of, forward_signature, make_leaf
@@ -27,6 +28,7 @@ from dyncompile.signature import Signature, batch_of, forward_signature, make_le
 Traced = tuple[fx.GraphModule, pytree.TreeSpec]
 
 
+@paused_collector()
 def captured(owned: nn.Module, named: dict[str, Any]) -> Program:
     """The program of a module whose tensors become its state, on arguments by name. Raises CaptureError."""
     forward = forward_signature(owned)

@@ -17,11 +17,13 @@ from torch.utils import _pytree as pytree
 from dyncompile.capture.again import Code
 from dyncompile.capture.check import check_inputs, check_module, check_runs
 from dyncompile.capture.export import captured
+from dyncompile.collector import paused_collector
 from dyncompile.errors import CaptureError
 from dyncompile.program import Program
 from dyncompile.signature import batch_of, bind_call, forward_signature
 
 
+@paused_collector()
 def capture(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, whole: bool = True
 ) -> Program:

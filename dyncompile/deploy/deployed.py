@@ -71,7 +71,8 @@ class Deployed(DynamicModel):
         super().__init__(program)
         self.requires_grad_(False).train(False)
         for model in (self,) if self.by_size is None else self.by_size.models:
-            for asks in (False, True):  # made now, not at the first call: calls may come side by side
+            model._forward()  # made now, not at the first call: calls may come side by side
+            for asks in (False, True):
                 model._cut(asks=asks)
 
     # -- running ------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ class Draft:
     def __init__(self, program: Program, facts: Facts) -> None:
         self._program, self._facts, self._planned = program, facts, facts
         self._graphs: dict[Mode, fx.Graph] = {mode: copy_graph(program.graphs[mode]) for mode in MODES}
+        self._named: dict[Mode, dict[str, fx.Node]] = {
+            mode: {node.name: node for node in graph.nodes} for mode, graph in self._graphs.items()
+        }  # what plans speak of: the nodes that were there before the edit
         self._state: nn.Module = share_state(program.state)
         self._tensors: dict[str, Tensor] = state_tensors(self._state)
         self._choices = dict(program.choices)
@@ -66,11 +69,8 @@ class Draft:
         return {mode: tensor_inputs(graph) for mode, graph in self._graphs.items()}
 
     def at(self, names: Mapping[Mode, str]) -> dict[Mode, fx.Node]:
-        """The nodes of these names, one in each graph."""
-        return {
-            mode: next(node for node in graph.nodes if node.name == names[mode])
-            for mode, graph in self._graphs.items()
-        }
+        """The nodes of these names that the program had before the edit, one in each graph."""
+        return {mode: self._named[mode][names[mode]] for mode in MODES}
 
     def add_choice(
         self,
@@ -94,7 +94,7 @@ class Draft:
                 self.add_state(f"gates.{choice.name}.{name}", self._like_source(value))
             self._stale = True
         for mode, graph in self._graphs.items():
-            inputs = [node for node in graph.nodes if node.op == "placeholder"]
+            inputs = graph.find_nodes(op="placeholder")
             policy = next(node for node in inputs if node.target == POLICY)
             own = tuple(read[mode]) if read else ()
             features = (self._insert_gate(mode, graph, choice, gate),) if gate else own
@@ -105,8 +105,7 @@ class Draft:
     def _insert_gate(self, mode: Mode, graph: fx.Graph, choice: Choice, gate: Gate) -> fx.Node:
         key = mode, gate.point.name, gate.cells
         if key not in self._features:
-            at = next(node for node in graph.nodes if node.name == gate.point.nodes[mode])
-            self._features[key] = insert_pooling(graph, at, gate)
+            self._features[key] = insert_pooling(graph, self._named[mode][gate.point.nodes[mode]], gate)
 
         def read(graph: fx.Graph, layer: str) -> fx.Node:
             node = graph.get_attr(f"{GATES}.{choice.name}.{layer}")

@@ -65,10 +65,9 @@ class Editor(Sizing):
     def gain(self, gained: Iterable[Gained]) -> None:
         """Let choices scale what branches add; at gain 0 nothing of a branch need run."""
         for mode, graph in self._graphs.items():
-            nodes = {node.name: node for node in graph.nodes}
-            types = self._dims.graphs[mode].types
+            types = self._facts.dims.graphs[mode].types
             for one in gained:
-                exit, output = (nodes[name] for name in one.nodes[mode])
+                exit, output = (self._named[mode][name] for name in one.nodes[mode])
                 decision = self._decisions[mode, one.choice]
                 batch = batch_axis(types[output.name])
                 with graph.inserting_after(max(output, decision)):
@@ -88,10 +87,9 @@ class Editor(Sizing):
         Raises:
             CaptureError: a module cannot be traced on values like the entry.
         """
-        at: dict[Mode, list[fx.Node]] = {}
-        for mode, graph in self._graphs.items():
-            nodes = {node.name: node for node in graph.nodes}
-            at[mode] = [nodes[name] for name in one.nodes[mode] if name]
+        at: dict[Mode, list[fx.Node]] = {
+            mode: [self._named[mode][name] for name in one.nodes[mode] if name] for mode in MODES
+        }
         outputs = self._alternatives(one, modules, {mode: found[0] for mode, found in at.items()})
         width = self._choices[one.choice].width
         weights = tuple(tuple(float(i == column) for i in range(width)) for column in one.columns)
@@ -130,6 +128,8 @@ class Editor(Sizing):
         Gains are applied where a dim is summed over: there a gain of 0 removes a position. What no row keeps
         is not computed.
         """
+        if not picked:
+            return
         for mode, graph in self._graphs.items():
             dims = self._dims.graphs[mode]
             sums = Sums(dims.types, dims.contractions)
@@ -146,8 +146,8 @@ class Editor(Sizing):
         """Scale the channels of a value, for all that reads it after the decision."""
         for mode, graph in self._graphs.items():
             decision = self._decisions[mode, choice]
-            value = next(node for node in graph.nodes if node.name == point.nodes[mode])
-            found = self._dims.graphs[mode].types[value.name]
+            value = self._named[mode][point.nodes[mode]]
+            found = self._facts.dims.graphs[mode].types[value.name]
             assert isinstance(found, tuple)
             count = size(found[point.channels])
             gains = self._gains(mode, decision, (("x", 0, count),), count, 1)

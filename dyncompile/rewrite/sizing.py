@@ -86,13 +86,13 @@ class Sizing(Draft):
         source = self._tensors[name]
         out: list[str] = []
         for column in range(choice.width):
+            if choice.row(column) == choice.full:
+                out.append(name)
+                continue
             widths = {e: one.sizes[column] for e, one in sized.items() if one.choice == choice.name}
             index = self._facts.kept(name, 0, widths)
             value = source.detach().index_select(0, index.to(source.device))
-            is_full = choice.row(column) == choice.full
-            out.append(
-                name if is_full else self.add_state(f"{_STATISTICS}.{choice.name}.{column}.{name}", value)
-            )
+            out.append(self.add_state(f"{_STATISTICS}.{choice.name}.{column}.{name}", value))
         return out
 
     def _resize_graph(

@@ -23,7 +23,7 @@ from dyncompile.program import MODES, Choice, Domain, Mode, Program, Route, flat
 from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.dense import densify, unmaskable
-from dyncompile.runtime.flat import flatten, side_by_side
+from dyncompile.runtime.flat import Flat, flatten, side_by_side
 from dyncompile.runtime.grouping import Channels, Costs
 from dyncompile.runtime.record import Execution as Execution
 from dyncompile.runtime.record import Record as Record
@@ -54,10 +54,7 @@ class DynamicModel(Pretrained, nn.Module):
         # The state's own dictionaries: whatever `.to()` or a load replaces in one is replaced in the other.
         for attribute in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, attribute, getattr(program.state, attribute))
-        plain: dict[Mode, fx.Graph] = {mode: without_gates(program.graphs[mode]) for mode in MODES}
-        self._plain = plain
-        self._flat = {mode: flatten(without_exits(plain[mode]), program.choices) for mode in MODES}
-        self._forwards = {mode: self._compiled(self._flat[mode].graph, mode, program.state) for mode in MODES}
+        self._forwards: dict[Mode, GraphForward] = {}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
         self._costs = Costs()
         self._dense: dict[Mode, GraphForward] = {}
@@ -66,6 +63,23 @@ class DynamicModel(Pretrained, nn.Module):
     def _sizes(self, program: Program) -> list[DynamicModel]:
         """A model per size of the input that a choice decides, over the same state."""
         return [DynamicModel(at(program, column)) for column in columns_of(program)]
+
+    @cached_property
+    def _plain(self) -> Mapping[Mode, fx.Graph]:
+        """The graphs without decision nets."""
+        return {mode: without_gates(self.program.graphs[mode]) for mode in MODES}
+
+    @cached_property
+    def _flat(self) -> Mapping[Mode, Flat]:
+        """The graphs that run where rows do not part."""
+        return {mode: flatten(without_exits(graph), self.choices) for mode, graph in self._plain.items()}
+
+    def _forward(self) -> GraphForward:
+        """The flat graph of the present mode as a function, made when it is first asked for."""
+        if self.mode not in self._forwards:
+            graph = self._flat[self.mode].graph
+            self._forwards[self.mode] = self._compiled(graph, self.mode, self.program.state)
+        return self._forwards[self.mode]
 
     def _compiled(self, graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
         """How the graphs that evaluation runs become functions."""
@@ -119,7 +133,7 @@ class DynamicModel(Pretrained, nn.Module):
         groups = [] if asks else group_rows(planned, self.choices, rows, self._parting)
         parts = len(groups) != 1 or self._leaves(planned) or self._picks(planned)
         if not parts and self._flat["eval"].serves(planned):
-            outputs = self._forwards[self.mode](groups[0], *flat)
+            outputs = self._forward()(groups[0], *flat)
             return Record(outputs, planned, {})
         return self._run_sparse(flat, rows, policy, planned)
 

@@ -103,11 +103,16 @@ def bind(node: fx.Node) -> dict[str, Any]:
     parameters = _parameters(node.target)
     if parameters is None:
         assert callable(node.target)
-        return dict(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments)
+        return dict(_signature(node.target).bind(*node.args, **node.kwargs).arguments)
     bound = dict(parameters)
     bound.update(zip(bound, node.args, strict=False))
     bound.update(node.kwargs)
     return bound
+
+
+@cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 @cache

@@ -7,12 +7,10 @@ the copies are settled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import fx
 
-from dyncompile.analysis.dims.algebra import active, elastics
-from dyncompile.analysis.dims.call import Type, flat_types
+from dyncompile.analysis.dims.algebra import active
+from dyncompile.analysis.dims.call import flat_types
 from dyncompile.analysis.dims.facts import DimFacts
 from dyncompile.program import Program
 from dyncompile.runtime import ops
@@ -20,6 +18,7 @@ from dyncompile.torchlib import schema_of
 
 _EFFECTS = (ops.positions, ops.put)
 """Index computations, and writes of statistics: they read no dim for its values."""
+_NONE = frozenset[str]()
 _CUTS = ("aten::slice", "aten::narrow", "aten::split", "aten::split_with_sizes", "aten::chunk")
 
 
@@ -27,21 +26,17 @@ def dead_dims(program: Program, facts: DimFacts) -> frozenset[str]:
     """Names of elastic dims that no node of any graph consumes."""
     live = {name for name, one in facts.elastic.items() if one.mixed}
     for mode, graph in program.graphs.items():
-        types = facts.graphs[mode].types
+        names = facts.graphs[mode].elastics
         for node in graph.nodes:
             if node.op == "call_function" and node.target not in _EFFECTS and not _cuts(node):
-                taken = {name for operand in node.all_input_nodes for name in _names(types, operand)}
-                live |= taken if node.target is ops.pick else taken - _names(types, node)
+                taken = _NONE.union(*(names.get(operand.name, _NONE) for operand in node.all_input_nodes))
+                live |= taken if node.target is ops.pick else taken - names.get(node.name, _NONE)
     return frozenset(name for name in facts.elastic if name not in live and _leaves_something(name, facts))
 
 
 def _cuts(node: fx.Node) -> bool:
     schema = schema_of(node.target)
     return schema is not None and schema.name in _CUTS
-
-
-def _names(types: Mapping[str, Type], node: fx.Node) -> set[str]:
-    return {e.name for dims in flat_types(types.get(node.name)) for dim in dims for e in elastics(dim)}
 
 
 def _leaves_something(name: str, facts: DimFacts) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import fx
 
-from dyncompile.analysis.dims.algebra import Dim, Elastic, Sum, elastics
-from dyncompile.analysis.dims.call import Rewrite, Size, TensorType, Type
-from dyncompile.analysis.dims.infer import Inference, OperatorNote, free_atoms, infer
+from dyncompile.analysis.dims.algebra import Atom, Dim, Elastic, Sum, elastics
+from dyncompile.analysis.dims.call import Rewrite, Size, TensorType, Type, flat_types
+from dyncompile.analysis.dims.infer import Carriers, Inference, OperatorNote, free_atoms, infer
 from dyncompile.program import MODES, Mode, Program, source_line
 from dyncompile.runtime import ops
 from dyncompile.state import STATE_PREFIX
@@ -69,7 +70,7 @@ class FrozenAxis:
     line: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GraphDims:
     """Types and findings of one graph by node name."""
 
@@ -77,6 +78,14 @@ class GraphDims:
     rewrites: Mapping[str, tuple[Rewrite, ...]]
     contractions: Mapping[str, tuple[tuple[Dim, ...], ...]]
     unmodeled: tuple[str, ...]
+
+    @cached_property
+    def elastics(self) -> Mapping[str, frozenset[str]]:
+        """Node name -> names of the elastic dims of its values."""
+        return {
+            node: frozenset(e.name for dims in flat_types(found) for dim in dims for e in elastics(dim))
+            for node, found in self.types.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +106,13 @@ class DimFacts:
 def dim_facts(program: Program) -> DimFacts:
     """Infer the dimension types of `program` and resolve them."""
     inference = infer(program)
-    names = _names(inference)
+    free = free_atoms(inference)
+    names = _names(inference, free)
     resolver = _Resolver(inference, names)
     state = {name: resolver.tensor(dims) for name, dims in inference.state.items()}
     graphs: dict[Mode, GraphDims] = {mode: _graph_dims(inference, mode, resolver) for mode in MODES}
     return DimFacts(
-        elastic=_elastic_facts(inference, names, resolver, state, program),
+        elastic=_elastic_facts(inference, free, names, resolver, state),
         state=state,
         graphs=graphs,
         statistics=_statistics(inference, program),
@@ -119,13 +129,13 @@ def _once(notes: list[OperatorNote]) -> tuple[OperatorNote, ...]:
     return tuple({(n.operator, n.line or n.node): n for n in reversed(notes)}.values())[::-1]
 
 
-def _names(inference: Inference) -> dict[Any, Elastic]:
+def _names(inference: Inference, free: Mapping[Atom, Carriers]) -> dict[Any, Elastic]:
     """A stable name for each free atom.
 
     The first tensor and axis that carry it, with an ordinal inside products.
     """
     found: dict[Any, Elastic] = {}
-    for atom, carriers in free_atoms(inference).items():
+    for atom, carriers in free.items():
         tensor, axis = carriers[0]
         inside = inference.env.atoms(inference.state[tensor][axis])
         ordinal = f".{inside.index(atom)}" if len(inside) > 1 else ""
@@ -188,10 +198,10 @@ def _graph_dims(inference: Inference, mode: Mode, resolver: _Resolver) -> GraphD
 
 def _elastic_facts(
     inference: Inference,
+    free: Mapping[Atom, Carriers],
     names: Mapping[Any, Elastic],
     resolver: _Resolver,
     state: Mapping[str, TensorType],
-    program: Program,
 ) -> dict[str, ElasticFacts]:
     mixed = _mixed(inference, resolver)
     partners, inner = _products(state)
@@ -203,7 +213,7 @@ def _elastic_facts(
             partners=frozenset(partners.get(dim.name, ())),
             outermost=dim.name not in inner,
         )
-        for dim, carriers in ((names[atom], found) for atom, found in free_atoms(inference).items())
+        for dim, carriers in ((names[atom], found) for atom, found in free.items())
     }
 
 

@@ -6,10 +6,8 @@ environment: it must add nothing, and every node where it does is reported.
 
 from __future__ import annotations
 
-import gc
 import operator
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,6 +32,7 @@ from dyncompile.analysis.dims.call import (
 )
 from dyncompile.analysis.dims.environment import Environment
 from dyncompile.analysis.dims.rules import find_rule
+from dyncompile.collector import paused_collector
 from dyncompile.errors import RuleError
 from dyncompile.program import Mode, Program, source_line
 from dyncompile.state import CONSTANTS, GATES, state_tensors
@@ -66,31 +65,12 @@ class Inference:
     unread: list[str] = field(default_factory=list[str])
 
 
+@paused_collector()
 def infer(program: Program, order: tuple[Mode, ...] = _INFERENCE_ORDER) -> Inference:
     """Types of all graphs and parameters of a program.
 
     The result does not depend on `order` (property-tested).
     """
-    with _paused_collector():
-        return _infer(program, order)
-
-
-@contextmanager
-def _paused_collector() -> Generator[None]:
-    """Many small tuples and no cycles.
-
-    A full collection over the traced graphs would take longer than inference.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _infer(program: Program, order: tuple[Mode, ...]) -> Inference:
     env = Environment()
     tensors = state_tensors(program.state)
     result = Inference(env, _state_types(env, tensors))
@@ -316,9 +296,13 @@ def _decompose(node: fx.Node, inputs: list[fx.Node]) -> fx.Graph:
         return make_fx(run)(*fakes).graph
 
 
-def free_atoms(inference: Inference) -> dict[Atom, list[tuple[str, int]]]:
-    """Free atoms that state carries -> (tensor name, axis) of every carrier, in the state's order."""
-    carriers: dict[Atom, list[tuple[str, int]]] = {}
+Carriers = list[tuple[str, int]]
+"""(tensor name, axis) of all that carry a dim, in the state's order."""
+
+
+def free_atoms(inference: Inference) -> dict[Atom, Carriers]:
+    """Free atoms that state carries, and what carries them."""
+    carriers: dict[Atom, Carriers] = {}
     for name, dims in inference.state.items():
         for axis, dim in enumerate(dims):
             for atom in inference.env.atoms(dim):
