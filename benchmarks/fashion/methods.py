@@ -109,9 +109,7 @@ def _served(specs: Mapping[float, Spec], target: float) -> float:
     """The largest of the targets that is not above `target`."""
     served = [least for least in specs if least <= target]
     if not served:
-        raise DyncompileError(
-            f"a target of {target:g} is out of reach", fix=f"take {min(specs):g} or more"
-        )
+        raise DyncompileError(f"a target of {target:g} is out of reach", fix=f"take {min(specs):g} or more")
     return max(served)
 
 
