@@ -160,6 +160,16 @@ def test_a_figure_is_xml_with_one_mark_per_point_and_series() -> None:
     assert circles == 2 + 1, "two points, and the one series that has some in the legend"
 
 
+def test_columns_are_those_of_the_nearest_target_that_they_serve() -> None:
+    dsnet = METHODS["dsnet"]
+    assert dsnet.spec("resnet", 0.4) == dsnet.spec("resnet", 0.3) != dsnet.spec("resnet", 0.5)
+    kept = [dsnet.kept("resnet", target) for target in (0.4, 0.5, 0.9)]
+    assert kept == ["dsnet-0.3", "dsnet-0.5", "dsnet-0.5"]
+    assert METHODS["lcnet"].kept("resnet", 0.5) == "lcnet"
+    with pytest.raises(DyncompileError, match="out of reach"):
+        dsnet.spec("resnet", 0.2)
+
+
 def test_results_of_another_specification_are_not_taken_for_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,12 @@ def test_without_a_teacher_all_learn_from_labels() -> None:
     assert all(terms(turn) == [TaskLoss()] for turn in parts.sandwich(teacher="none"))
 
 
+def test_labels_are_learned_from_beside_the_teacher() -> None:
+    largest, *others = recipes.dsnet(random_widths=1, labels=0.5).phases[0].turns
+    assert terms(largest) == [TaskLoss()]
+    assert [terms(turn) for turn in others] == [[Distillation(), TaskLoss(0.5)]] * 2
+
+
 def test_a_view_is_for_all_but_the_largest() -> None:
     def flipped(batch: Batch) -> Batch:
         return batch
@@ -120,6 +126,8 @@ def test_recipes_are_functions_found_by_name() -> None:
         ({"teacher": "ema"}, "bootstrap, ensemble, none"),
         ({"sparsification": "best"}, "try_best, give_up, oracle, expected, worth, none"),
         ({"random_widths": -1}, "got -1"),
+        ({"labels": -1.0}, "got 2 and -1"),
+        ({"teacher": "none", "labels": 1.0}, "without a teacher"),
         ({"teacher": "ensemble", "random_widths": 0}, "ensemble"),
         ({"teacher": "ensemble", "view": lambda batch: batch}, "ensemble"),
         ({"tau": 0.0}, "tau=0.0"),

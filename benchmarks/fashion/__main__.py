@@ -85,6 +85,7 @@ def plan(
     if not runs:
         raise DyncompileError(f"{', '.join(methods)} cannot be applied to {', '.join(networks)}")
     for run in runs:  # a target that a recipe refuses is refused before anything trains
+        METHODS[run.method].spec(run.network, run.target)
         METHODS[run.method].recipes(run.effort, run.target)
     return runs
 

@@ -19,7 +19,7 @@ import dyncompile as dc
 from benchmarks.fashion import leaving, measures
 from benchmarks.fashion.baselines import Training, accuracy, train
 from benchmarks.fashion.data import Batches, Data
-from benchmarks.fashion.methods import METHODS, Effort, Method
+from benchmarks.fashion.methods import METHODS, Effort, Method, Spec
 from benchmarks.fashion.networks import build, count_macs, scale_for
 from benchmarks.fashion.progress import bar
 from benchmarks.record import RESULTS
@@ -58,7 +58,12 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether there are results of this effort, of the method as it is now specified."""
-        return is_done(self.result, self.effort, METHODS[self.method].specs[self.network])
+        return is_done(self.result, self.effort, self.spec)
+
+    @property
+    def spec(self) -> Spec:
+        """What `dynamize` is given."""
+        return METHODS[self.method].spec(self.network, self.target)
 
     @property
     def lacks_control(self) -> bool:
@@ -90,7 +95,7 @@ class Protocol:
         run = self.run
         return {
             **{key: getattr(run, key) for key in ("network", "method", "target", "seed")},
-            "spec": self._method.specs[run.network],
+            "spec": run.spec,
             "effort": asdict(run.effort),
             "samples": {
                 name: len(getattr(self.data, name).labels) for name in ("train", "validation", "test")
@@ -124,10 +129,10 @@ class Protocol:
 
     def _dynamic(self, source: nn.Module) -> tuple[dc.DynamicModel, dict[str, Any]]:
         """The model at its target, and what training says of validation and calibration."""
-        run, spec = self.run, self._method.specs[self.run.network]
-        dyn = self.stages.timed("dynamize", lambda: dc.dynamize(source, spec, self.data.train.images[:2]))
+        run, first = self.run, f"{self._method.kept(self.run.network, self.run.target)}-shared"
+        dyn = self.stages.timed("dynamize", lambda: dc.dynamize(source, run.spec, self.data.train.images[:2]))
         shared, own = self._method.recipes(run.effort, run.target)
-        for recipe, name in ((shared, f"{self._method.base}-shared"), (own, f"{run.method}-{run.target:g}")):
+        for recipe, name in ((shared, first), (own, f"{run.method}-{run.target:g}")):
             if recipe.phases:
                 history = self._fit(dyn, recipe, name)
         found = {"epochs": [asdict(epoch) for epoch in history.epochs], "calibration": history.calibration}

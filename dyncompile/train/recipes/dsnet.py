@@ -22,6 +22,7 @@ def dsnet(
     gate_epochs: int = 3,
     random_widths: int = 2,
     teacher: Teacher = "bootstrap",
+    labels: float = 0.0,
     average: float | None = 0.997,
     mixed: bool = False,
     view: View | None = None,
@@ -42,8 +43,9 @@ def dsnet(
         target: mean share of the source's MACs that learned routes shall take, gates included. None leaves
             the cost to `budget` and the other terms, and nothing is calibrated.
         supernet_epochs, gate_epochs: passes over the data.
-        random_widths, teacher, mixed, view, smoothing, temperature: see `parts.sandwich`. With "ensemble" the
-            smallest width learns from several; DS-Net's code had that first and later turned it off.
+        random_widths, teacher, labels, mixed, view, smoothing, temperature: see `parts.sandwich`. With
+            "ensemble" the smallest width learns from several; DS-Net's code had that first and later turned
+            it off.
         average: decay of the moving average that teaches; None lets the present weights teach.
         sparsification, tau, budget, gates, gate_schedule: see `parts.gate_phase`. DS-Net's own cost term is
             ``RatioBudget()``.
@@ -58,6 +60,7 @@ def dsnet(
         epochs=supernet_epochs,
         random_widths=random_widths,
         teacher=teacher,
+        labels=labels,
         average=average,
         mixed=mixed,
         view=view,

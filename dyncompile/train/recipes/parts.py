@@ -72,6 +72,7 @@ def sandwich(
     *,
     random_widths: int = 2,
     teacher: Teacher = "bootstrap",
+    labels: float = 0.0,
     mixed: bool = False,
     view: View | None = None,
     smoothing: float = 0.0,
@@ -82,6 +83,8 @@ def sandwich(
     Args:
         random_widths: random turns per step.
         teacher: "bootstrap", "ensemble", or "none": all learn from labels.
+        labels: weight of the task loss that all but the largest learn from beside the teacher; 0 in DS-Net's
+            code, whose teacher has seen the labels for 160 epochs.
         mixed: one more random turn in which every sample draws its own columns. Batch norms then see fewer
             rows per column.
         view: another augmentation for all turns but the largest, which learn from what the teacher says of
@@ -94,8 +97,10 @@ def sandwich(
     """
     if teacher not in TEACHERS:
         raise SpecError(f"a teacher is one of {', '.join(TEACHERS)}, got {teacher!r}")
-    if random_widths < 0:
-        raise SpecError(f"random_widths is at least 0, got {random_widths}")
+    if random_widths < 0 or labels < 0:
+        raise SpecError(f"random_widths and labels are at least 0, got {random_widths} and {labels}")
+    if labels and teacher == "none":
+        raise SpecError("without a teacher all learn from labels", fix="leave out labels, or give a teacher")
     draws = tuple(Draw(i) for i in range(random_widths))
     if teacher == "ensemble" and (not draws or view is not None):
         raise SpecError(
@@ -109,11 +114,12 @@ def sandwich(
             Distillation(temperature=temperature) if view is None else Consistency(temperature=temperature)
         )
     last = Distillation(temperature=temperature, others=draws) if teacher == "ensemble" else student
+    beside = {"labels": TaskLoss(labels)} if labels else {}
     every = (*draws, Draw(random_widths, per_sample=True)) if mixed else draws
     return (
         Turn(Always(Full()), {"largest": label}),
-        *(Turn(draw, {"random": student}, view) for draw in every),
-        Turn(Always(Smallest()), {"smallest": last}, view),
+        *(Turn(draw, {"random": student, **beside}, view) for draw in every),
+        Turn(Always(Smallest()), {"smallest": last, **beside}, view),
     )
 
 

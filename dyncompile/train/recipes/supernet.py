@@ -11,6 +11,7 @@ def supernet(
     epochs: int = 10,
     random_widths: int = 2,
     teacher: Teacher = "bootstrap",
+    labels: float = 0.0,
     average: float | None = 0.997,
     mixed: bool = False,
     view: View | None = None,
@@ -25,7 +26,7 @@ def supernet(
 
     Args:
         epochs: passes over the data; a step takes 2 + `random_widths` passes forward and backward.
-        random_widths, teacher, mixed, view, smoothing, temperature: see `parts.sandwich`.
+        random_widths, teacher, labels, mixed, view, smoothing, temperature: see `parts.sandwich`.
         average: decay of the moving average that teaches; 0.997 in DS-Net's code, at 2,500 steps an epoch.
             None lets the present weights teach (in-place distillation).
         base, schedule, clip: optimizer settings. Defaults are ours, for starting from trained weights on a
@@ -38,6 +39,7 @@ def supernet(
     turns = sandwich(
         random_widths=random_widths,
         teacher=teacher,
+        labels=labels,
         mixed=mixed,
         view=view,
         smoothing=smoothing,
