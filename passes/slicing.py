@@ -149,7 +149,7 @@ class Slicing:
         chosen.sort(key=lambda one: list(facts.dims.elastic).index(one.dim.name))
         sized = {one.dim.name: Sized(self._choice_of(one, facts), self._sizes(one, facts)) for one in chosen}
         wished = self._dropped(facts)
-        gates = self._gates(sized, wished, facts) if self.gate else {}
+        gates = self._gates(sized, wished, facts) if self.gate else dict[str, Gate]()
         gained = dict[str, Gained]()
         for choice, branch, weights in wished:
             ends = self._ends(branch, gates.get(choice), program, facts)
