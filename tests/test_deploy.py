@@ -48,6 +48,7 @@ CASES = (
     *((handmade.resnet, method) for method in METHODS),
     (handmade.depthwise_se, "lcnet"),
     (handmade.vit, "lcnet"),
+    (handmade.vit, "dsnet(ratios=(1, 1), depth=(0.5, 1))"),
 )
 
 

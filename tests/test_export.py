@@ -32,6 +32,7 @@ CASES = (
     (handmade.dense, f"dsnet({FINE}, per=block)"),
     (handmade.vit, f"dsnet({FINE}, per=block)"),
     (handmade.bert_like, f"dsnet({FINE}, per=block)"),
+    (handmade.bert_like, "dsnet(ratios=(1, 1), depth=(0.5, 1))"),
     (handmade.resnet, "lcnet"),
     (handmade.resnet, "lcnet(bits=True, channels=False)"),
     (handmade.vit, "lcnet"),
