@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dyncompile.errors import CheckpointError, SpecError
 from dyncompile.files import NEXT, current
-from dyncompile.torchlib import open_tensors, write_tensors
+from dyncompile.torchlib import open_tensors, read_tensor, write_tensors
 
 SHARD_SIZE = 5_000_000_000
 """Bytes of tensors per file, at most; a single larger tensor has a file of its own."""
@@ -87,7 +87,7 @@ class Tensors:
     def get(self, name: str) -> Tensor:
         """One tensor. Raises CheckpointError where it is damaged."""
         try:
-            return self._files[name].get_tensor(name)
+            return read_tensor(self._files[name], name)
         except _DAMAGE as error:
             raise CheckpointError(f"{self.path} is damaged: {name}: {error}") from None
 

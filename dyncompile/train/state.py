@@ -26,7 +26,7 @@ from dyncompile.checkpoint import encode_weights, load_weights, read_description
 from dyncompile.errors import CheckpointError
 from dyncompile.files import replace_file
 from dyncompile.runtime.model import DynamicModel
-from dyncompile.torchlib import encode_tensors, open_tensors
+from dyncompile.torchlib import encode_tensors, open_tensors, read_tensor
 from dyncompile.train.average import Average
 from dyncompile.train.optim import Optimizers
 from dyncompile.train.step import Memories
@@ -148,7 +148,7 @@ def load_optimizers(folder: Path, optimizers: Optimizers) -> None:
     path = folder / OPTIMIZER
     try:
         with open_tensors(path) as file:
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors: dict[str, Tensor] = {key: read_tensor(file, key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     optimizers.load(tensors)
