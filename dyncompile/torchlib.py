@@ -170,7 +170,7 @@ _ALIGNMENT = 64
 def read_tensor(file: Any, name: str) -> Tensor:
     """One tensor of an open file, where torch would have put it.
 
-    In the file it begins anywhere, and kernels take another way there: the last bits of sums would differ from
+    In the file it begins anywhere, and kernels take another way there: the last bits of sums would not be
     those of the model that was saved.
     """
     found: Tensor = file.get_tensor(name)
