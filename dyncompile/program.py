@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from dyncompile.errors import RouteError, SpecError
 from dyncompile.signature import Signature
-from dyncompile.torchlib import is_operator, is_several, items
+from dyncompile.torchlib import by_name, is_operator, is_several, items
 
 if TYPE_CHECKING:
     from dyncompile.plan import Plan
@@ -263,7 +263,7 @@ class Program:
     @cached_property
     def nodes(self) -> Mapping[Mode, Mapping[str, fx.Node]]:
         """The nodes of each graph by name, as they are when this is first asked for."""
-        return {mode: {node.name: node for node in graph.nodes} for mode, graph in self.graphs.items()}
+        return {mode: by_name(graph) for mode, graph in self.graphs.items()}
 
     def listing(self, mode: Mode = "eval") -> str:
         """The graphs of one mode as text, one node per line, independent of object identities."""

@@ -51,6 +51,11 @@ def map_nodes(value: Any, function: Callable[[fx.Node], Any]) -> Any:
     return cast(Any, fx).node.map_arg(value, function)
 
 
+def by_name(graph: fx.Graph) -> dict[str, fx.Node]:
+    """The nodes of a graph by name, as they are now."""
+    return {node.name: node for node in graph.nodes}
+
+
 def nodes_in(value: Any) -> list[fx.Node]:
     """Every node in a value (in lists, tuples, dicts, slices), with repetition."""
     found: list[fx.Node] = []

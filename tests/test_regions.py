@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Collection
 from math import prod
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from dyncompile import zoo
+from dyncompile.analysis.flow import Flow, Target
 from dyncompile.analysis.regions import Branch, Regions, find_regions
-from dyncompile.analysis.stages import stages
+from dyncompile.analysis.stages import find_stages
+from dyncompile.torchlib import by_name
 from tests.nets import Net, cnns, transformer_nets
 from tests.region_nets import (
     ACCEPTED,
@@ -49,8 +52,16 @@ def positions(graph: fx.Graph) -> dict[str, int]:
     return found
 
 
+def regions_of(graph: fx.Graph, decisions: Collection[Target] = ()) -> Regions:
+    return find_regions(graph, Flow.of(graph, decisions))
+
+
+def stages(graph: fx.Graph, regions: Regions, resolution: dict[str, int]) -> dict[str, int]:
+    return find_stages(graph, Flow.of(graph), regions, resolution)
+
+
 def stage_count(graph: fx.Graph) -> int:
-    return max(stages(graph, find_regions(graph), positions(graph)).values()) + 1
+    return max(stages(graph, regions_of(graph), positions(graph)).values()) + 1
 
 
 # --- Third-party models ---
@@ -97,7 +108,7 @@ def outline(regions: Regions) -> tuple[list[str], list[str]]:
 def test_vision_models(spec: str) -> None:
     # A static batch halves the time; `make zoo` has it dynamic, in both modes.
     graph = third_party_graph(spec, training=True, dynamic=False)
-    regions = find_regions(graph)
+    regions = regions_of(graph)
     assert (len(regions.branches), stage_count(graph)) == VISION[spec]
     assert regions.refusals == ()
     assert len({branch.name for branch in regions.branches}) == len(regions.branches)
@@ -106,7 +117,7 @@ def test_vision_models(spec: str) -> None:
 @pytest.mark.parametrize("spec", HF, ids=lambda spec: spec.partition("?")[0])
 def test_transformers(spec: str) -> None:
     graph = third_party_graph(spec, training=False)
-    regions = find_regions(graph)
+    regions = regions_of(graph)
     assert len(regions.branches) == HF[spec]
     assert len(regions.refusals) == (2 if "GPTJ" in spec else 0)
     assert stage_count(graph) == 1
@@ -119,14 +130,14 @@ ALL = [*VISION, *HF]
     "spec", [pytest.param(spec, marks=() if "Bert" in spec else pytest.mark.zoo) for spec in ALL]
 )
 def test_both_modes(spec: str) -> None:
-    both = [find_regions(third_party_graph(spec, training)) for training in (False, True)]
+    both = [regions_of(third_party_graph(spec, training)) for training in (False, True)]
     assert outline(both[0]) == outline(both[1])
 
 
 @pytest.mark.zoo
 def test_zoo_of_refusals() -> None:
     """HRNet: 1 bottleneck, 18 basic blocks in its branches, 4 in its head; no fusion is a branch."""
-    regions = find_regions(third_party_graph("timm:hrnet_w18_small", training=False))
+    regions = regions_of(third_party_graph("timm:hrnet_w18_small", training=False))
     assert len(regions.branches) == 23
     assert len(regions.refusals) == 23
     assert stage_count(third_party_graph("torchvision:densenet121", training=False)) == 4
@@ -156,7 +167,7 @@ def skipped(module: fx.GraphModule, branch: Branch) -> fx.GraphModule:
 
 
 def check_branches(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    regions = find_regions(module.graph)
+    regions = regions_of(module.graph)
     with torch.no_grad():
         expected = module(*args, **kwargs)
         for branch in regions.branches:
@@ -175,7 +186,7 @@ both_modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "tr
 def test_branches_of_small_nets(name: str, training: bool) -> None:
     run, parts, expected = ACCEPTED[name]
     module = made(run, parts, training)
-    regions = find_regions(module.graph)
+    regions = regions_of(module.graph)
     assert [branch.name + "+" * bool(branch.shortcut) for branch in regions.branches] == expected
     assert len(regions.refusals) == (name in ("parallel, summed", "windows"))
     check_branches(module, (torch.randn(3, 4, 8, 8),), {})
@@ -184,7 +195,7 @@ def test_branches_of_small_nets(name: str, training: bool) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals(name: str) -> None:
     run, parts, reason = REFUSED[name]
-    regions = find_regions(made(run, parts, training=True).graph)
+    regions = regions_of(made(run, parts, training=True).graph)
     assert regions.branches == ()
     assert re.search(reason, regions.refusals[0].reason)
     assert "region_nets.py" in (regions.refusals[0].line or "")
@@ -202,7 +213,7 @@ def test_branches_of_random_nets(net: Net, training: bool) -> None:
 def test_a_skipped_branch_equals_the_network_without_it(index: int, training: bool) -> None:
     net, x = Residual(), torch.randn(3, 4, 8, 8)
     module = exported(net, (torch.randn(2, 4, 8, 8),), {}, training)
-    result = skipped(module, find_regions(module.graph).branches[index])(x)
+    result = skipped(module, regions_of(module.graph).branches[index])(x)
     net.kept = (index != 0, index != 1)
     assert torch.equal(result, net.train(training)(x))
 
@@ -211,21 +222,21 @@ def test_side_effects_belong_to_the_branch() -> None:
     graph = exported(Residual(), (torch.randn(2, 4, 8, 8),), {}, training=True).graph
     counters = [node.name for node in graph.nodes if "num_batches_tracked" in str(node.args)]
     assert len(counters) == 6
-    first, second = find_regions(graph).branches
+    first, second = regions_of(graph).branches
     sides = first.body, first.shortcut, second.body
     assert [len(set(counters).intersection(side)) for side in sides] == [2, 1, 2]
 
 
 def test_a_counter_of_the_whole_network_belongs_to_no_branch() -> None:
     graph = made(lambda m, x: m.runs.add_(1) * 0 + x + m.a(x) * m.scale, {"a": block()}, training=True).graph
-    (branch,) = find_regions(graph).branches
+    (branch,) = regions_of(graph).branches
     assert not {node.name for node in graph.nodes if "runs" in str(node.args)} & {*branch.body}
 
 
 def test_a_write_into_a_slice_belongs_to_the_branch() -> None:
     run, parts, _ = ACCEPTED["windows"]
     graph = made(run, parts, training=False).graph
-    (branch,) = find_regions(graph).branches
+    (branch,) = regions_of(graph).branches
     written = [node.name for node in graph.nodes if node.name.startswith("copy_")]
     assert len(written) == 1
     assert {*written, "softmax", "linear", "linear_1", "linear_2", "linear_3"} <= set(branch.body)
@@ -234,14 +245,14 @@ def test_a_write_into_a_slice_belongs_to_the_branch() -> None:
 def test_analysis_is_pure_and_repeatable() -> None:
     graph = exported(Residual(), (torch.randn(2, 4, 8, 8),), {}, training=True).graph
     before = str(graph)
-    assert find_regions(graph) == find_regions(graph)
+    assert regions_of(graph) == regions_of(graph)
     assert str(graph) == before
 
 
 def test_pooling_by_a_mask_does_not_hide_the_stream() -> None:
     words, mask = torch.randint(10, (3, 5)), torch.ones(3, 5, dtype=torch.long)
     graph = exported(MaskedMean(), (words, mask), {}, False).graph
-    assert find_regions(graph).trunk == (
+    assert regions_of(graph).trunk == (
         *("words", "embedding", "linear", "add", "mul", "sum_1", "div", "linear_3"),
     )
 
@@ -249,12 +260,12 @@ def test_pooling_by_a_mask_does_not_hide_the_stream() -> None:
 def test_views_of_what_was_overwritten_stay_on_the_trunk() -> None:
     parts = {"a": nn.Linear(256, 3), "b": conv()}
     graph = made(lambda m, x: m.a(F.relu(m.b(x), inplace=True).flatten(1)), parts, training=False).graph
-    assert find_regions(graph).trunk == ("x", "conv2d", "batch_norm", "relu_", "flatten", "linear")
+    assert regions_of(graph).trunk == ("x", "conv2d", "batch_norm", "relu_", "flatten", "linear")
 
 
 def test_side_inputs_do_not_hide_the_stream() -> None:
     args = torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool), torch.randn(2, 6, 8)
-    regions = find_regions(exported(CrossAttention(), args, {}, training=True).graph)
+    regions = regions_of(exported(CrossAttention(), args, {}, training=True).graph)
     names = [branch.name for branch in regions.branches]
     assert names[:2] == ["encoder.self_attn", "encoder"]
     assert names[2:5] == ["decoder.self_attn", "decoder.multihead_attn", "decoder"]
@@ -276,7 +287,7 @@ def decide(*_features: Tensor) -> float:
 def gated(module: fx.GraphModule, features: str, target: str) -> fx.Graph:
     """The value of node `target`, scaled by a decision on node `features`."""
     graph = module.graph
-    nodes = {node.name: node for node in graph.nodes}
+    nodes = by_name(graph)
     with graph.inserting_after(nodes[max(features, target, key=list(nodes).index)]):
         decision = graph.call_function(decide, (nodes[features],))
     with graph.inserting_after(decision):
@@ -293,23 +304,23 @@ def test_decisions_carry_no_data() -> None:
     The decision itself is in no body: it is taken whether or not the branch runs.
     """
     module = exported(Residual(), (torch.randn(2, 4, 8, 8),), {}, training=False)
-    before = find_regions(module.graph)
+    before = regions_of(module.graph)
     last = before.branches[1]
-    after = find_regions(gated(module, last.entry, last.output), {decide})
+    after = regions_of(gated(module, last.entry, last.output), {decide})
     assert after.trunk == before.trunk
     assert [branch.name for branch in after.branches] == [branch.name for branch in before.branches]
     assert set(after.branches[1].body) - set(last.body) == {"mul_tensor"}
     # A gate on the head that reads the stem is no way around the blocks.
-    after = find_regions(gated(module, before.branches[0].entry, "mean"), {decide})
+    after = regions_of(gated(module, before.branches[0].entry, "mean"), {decide})
     assert [name for name in after.trunk if not name.startswith("mul")] == [*before.trunk]
 
 
 def test_what_a_decision_reads_is_needed() -> None:
     """The gate of the head reads a value of the second body: only what follows that value can be skipped."""
     module = exported(Residual(), (torch.randn(2, 4, 8, 8),), {}, training=False)
-    before = find_regions(module.graph).branches[1]
+    before = regions_of(module.graph).branches[1]
     inner = next(name for name in before.body if name.startswith("relu"))
-    after = find_regions(gated(module, inner, "mean"), {decide}).branches[1]
+    after = regions_of(gated(module, inner, "mean"), {decide}).branches[1]
     assert inner in before.body
     assert inner not in after.body
     assert set(after.body) < set(before.body)
@@ -321,7 +332,7 @@ def test_what_a_decision_reads_is_needed() -> None:
 def test_a_region_belongs_to_the_stage_in_which_it_ends() -> None:
     two = nn.Sequential(conv(), Made(lambda m, x: x + m.a(x), a=block()), Residual())
     graph = exported(two, (torch.randn(2, 4, 8, 8),), {}, training=False).graph
-    regions = find_regions(graph)
+    regions = regions_of(graph)
     stage = stages(graph, regions, positions(graph))
     assert [stage[branch.exit] for branch in regions.branches] == [0, 1, 1]
     assert {stage[name] for name in (*regions.branches[1].body, *regions.branches[1].shortcut)} == {1}
@@ -332,7 +343,7 @@ def test_a_region_belongs_to_the_stage_in_which_it_ends() -> None:
 def test_stem_and_head_belong_to_the_first_and_last_stage() -> None:
     graph = exported(Residual(), (torch.randn(2, 4, 8, 8),), {}, training=False).graph
     # The stem works at 8 x 8, both blocks end at 4 x 4, the head is pooled.
-    assert set(stages(graph, find_regions(graph), positions(graph)).values()) == {0}
+    assert set(stages(graph, regions_of(graph), positions(graph)).values()) == {0}
 
 
 def plain(*widths: int) -> nn.Sequential:
@@ -344,7 +355,7 @@ def test_stages_without_branches_are_runs_of_one_resolution() -> None:
     net, images = plain(4, 4, 8), torch.randn(2, 3, 16, 16)
     net(images)
     graph = exported(net, (images,), {}, training=False).graph
-    regions = find_regions(graph)
+    regions = regions_of(graph)
     assert regions.branches == ()
     stage = stages(graph, regions, positions(graph))
     convolutions = [node.name for node in graph.nodes if node.name.startswith("conv2d")]
@@ -359,5 +370,5 @@ def test_stages_without_branches_are_runs_of_one_resolution() -> None:
 def test_a_graph_without_data_has_one_stage() -> None:
     graph = fx.Graph()
     graph.output((graph.call_function(operator.add, (1, 2)),))
-    assert find_regions(graph) == Regions((), (), ())
-    assert set(stages(graph, find_regions(graph), {}).values()) == {0}
+    assert regions_of(graph) == Regions((), (), ())
+    assert set(stages(graph, regions_of(graph), {}).values()) == {0}

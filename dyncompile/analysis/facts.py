@@ -17,8 +17,8 @@ from dyncompile.analysis.dims.facts import DimFacts, GraphDims, dim_facts
 from dyncompile.analysis.flow import Flow
 from dyncompile.analysis.macs import MacsFacts, macs_facts
 from dyncompile.analysis.points import PointFacts, find_points
-from dyncompile.analysis.regions import Regions, regions_of
-from dyncompile.analysis.stages import stages_of
+from dyncompile.analysis.regions import Regions, find_regions
+from dyncompile.analysis.stages import find_stages
 from dyncompile.collector import paused_collector
 from dyncompile.program import Program
 from dyncompile.runtime.ops import DECISIONS, FOLDABLE
@@ -96,8 +96,8 @@ def analyze(program: Program) -> Facts:
     dims = dim_facts(program)
     graph = program.graphs["eval"]
     flow = Flow.of(graph, DECISIONS)
-    regions = regions_of(flow, graph)
-    stage = stages_of(flow, graph, regions, _resolution(dims.graphs["eval"]))
+    regions = find_regions(graph, flow)
+    stage = find_stages(graph, flow, regions, _resolution(dims.graphs["eval"]))
     return Facts(
         dims=dims,
         regions=regions,

@@ -18,7 +18,7 @@ from dyncompile.analysis.dims.facts import GraphDims
 from dyncompile.analysis.flow import CONTRACTIONS, op_name
 from dyncompile.runtime.ops import DECISIONS
 from dyncompile.runtime.synthesis import synthesize
-from dyncompile.torchlib import items, schema_of
+from dyncompile.torchlib import by_name, items, schema_of
 
 Polynomial = Mapping[tuple[Elastic, ...], int]
 """Monomial (elastic dims with repetition, sorted by name) -> coefficient."""
@@ -54,11 +54,11 @@ def macs_facts(graph: fx.Graph, dims: GraphDims) -> MacsFacts:
     """Cost of every node of a typed graph."""
     on_path = path_nodes(graph)
     costs = {name: add(map(product, found)) for name, found in dims.contractions.items()}
-    by_name = {node.name: node for node in graph.nodes}
+    named = by_name(graph)
     return MacsFacts(
         nodes={name: cost for name, cost in costs.items() if name in on_path},
         decisions={name: cost for name, cost in costs.items() if name not in on_path},
-        unmodeled={name: str(by_name[name].target) for name in dims.unmodeled if _multiplies(by_name[name])},
+        unmodeled={name: str(named[name].target) for name in dims.unmodeled if _multiplies(named[name])},
     )
 
 

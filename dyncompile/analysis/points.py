@@ -63,9 +63,7 @@ def find_points(
 ) -> PointFacts:
     """The points of a program; nodes whose target is in `ignored` use nothing (what passes inserted)."""
     flows = {mode: Flow.of(program.graphs[mode], ignored) for mode in MODES}
-    nodes: dict[Mode, dict[str, fx.Node]] = {
-        mode: {node.name: node for node in program.graphs[mode].nodes} for mode in MODES
-    }
+    nodes = program.nodes
     partners = counterparts(program)
     branches = {branch.entry: branch.name for branch in regions.branches}
     spans = {mode: _spans(flows[mode], dims.graphs[mode].types) for mode in MODES}

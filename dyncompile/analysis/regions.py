@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from dyncompile.analysis.flow import Flow, Target, dominators, tensor
+from dyncompile.analysis.flow import Flow, dominators, tensor
 from dyncompile.program import source_line
 
 
@@ -77,16 +77,11 @@ class Regions:
     trunk: tuple[str, ...]
 
 
-def find_regions(graph: fx.Graph, decisions: Collection[Target] = ()) -> Regions:
-    """Branches, refusals and trunk of `graph`; nodes whose target is in `decisions` carry no data.
+def find_regions(graph: fx.Graph, flow: Flow) -> Regions:
+    """Branches, refusals and trunk of `graph`, by its flow.
 
     No body holds a decision: it is taken whether or not what it steers runs, and what it reads is needed.
     """
-    return regions_of(Flow.of(graph, decisions), graph)
-
-
-def regions_of(flow: Flow, graph: fx.Graph) -> Regions:
-    """`find_regions` on the graph's flow."""
     found: dict[fx.Node, _Found] = {}
     refused: dict[fx.Node, str] = {}
     for exit in filter(flow.sources.__contains__, graph.nodes):

@@ -7,12 +7,12 @@ from itertools import groupby
 
 from torch import fx
 
-from dyncompile.analysis.flow import Flow, Target
+from dyncompile.analysis.flow import Flow
 from dyncompile.analysis.regions import Regions
 
 
-def stages(
-    graph: fx.Graph, regions: Regions, resolution: Mapping[str, int], decisions: Collection[Target] = ()
+def find_stages(
+    graph: fx.Graph, flow: Flow, regions: Regions, resolution: Mapping[str, int]
 ) -> dict[str, int]:
     """Stage of every node: a stage is a run of the trunk at one resolution.
 
@@ -30,11 +30,6 @@ def stages(
     nearest trunk dominator, if it is on the way to the output): a region belongs to where it ends. Nodes
     that nothing on the trunk leads to (parameters, masks, an encoder) have the stage of their first user.
     """
-    return stages_of(Flow.of(graph, decisions), graph, regions, resolution)
-
-
-def stages_of(flow: Flow, graph: fx.Graph, regions: Regions, resolution: Mapping[str, int]) -> dict[str, int]:
-    """`stages` on the graph's flow."""
     place = _places(flow, graph, {name: index for index, name in enumerate(regions.trunk)})
     if not regions.trunk:
         return {node.name: 0 for node in graph.nodes}

@@ -11,7 +11,7 @@ from torch import fx
 
 from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.flow import CONTRACTIONS, Flow, op_name, tensor
-from dyncompile.torchlib import is_symbolic
+from dyncompile.torchlib import by_name, is_symbolic
 
 TIMES = "\u00d7"
 """The sign between sizes."""
@@ -53,7 +53,7 @@ def units_of(graph: fx.Graph, flow: Flow, facts: Facts) -> list[Unit]:
 
 
 def _outermost(graph: fx.Graph, facts: Facts) -> list[Unit]:
-    nodes = {node.name: node for node in graph.nodes}
+    nodes = by_name(graph)
     held = {name for one in facts.regions.branches for name in (*one.body, *one.shortcut)}
     return [
         Unit(one.name, True, [nodes[n] for n in one.body], [nodes[n] for n in one.shortcut], nodes[one.exit])

@@ -26,6 +26,7 @@ from dyncompile.state import (
     share_state,
     state_tensors,
 )
+from dyncompile.torchlib import by_name
 from dyncompile.variants import Offer
 
 
@@ -35,9 +36,8 @@ class Draft:
     def __init__(self, program: Program, facts: Facts) -> None:
         self._program, self._facts, self._planned = program, facts, facts
         self._graphs: dict[Mode, fx.Graph] = {mode: copy_graph(program.graphs[mode]) for mode in MODES}
-        self._named: dict[Mode, dict[str, fx.Node]] = {
-            mode: {node.name: node for node in graph.nodes} for mode, graph in self._graphs.items()
-        }  # what plans speak of: the nodes that were there before the edit
+        # What plans speak of: the nodes that were there before the edit.
+        self._named = {mode: by_name(graph) for mode, graph in self._graphs.items()}
         self._state: nn.Module = share_state(program.state)
         self._tensors: dict[str, Tensor] = state_tensors(self._state)
         self._choices = dict(program.choices)

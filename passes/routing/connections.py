@@ -91,7 +91,7 @@ class _Finder:
     def __init__(self, program: Program, facts: Facts) -> None:
         self._program, self._facts = program, facts
         self._flows = {mode: Flow.of(program.graphs[mode], DECISIONS) for mode in MODES}
-        self._nodes = {mode: {node.name: node for node in program.graphs[mode].nodes} for mode in MODES}
+        self._nodes = program.nodes["eval"]
         self._names: set[str] = set()
 
     # -- kinds --------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ class _Finder:
 
     def stages(self) -> Iterator[Found]:
         """From the first point of each stage to the first of the next."""
-        stage_at, nodes = self._facts.stage_at, self._nodes["eval"]
+        stage_at, nodes = self._facts.stage_at, self._nodes
         first: dict[int, str] = {}
         for point in self._facts.points.points:
             first.setdefault(stage_at.get(point.name, 0), point.name)
@@ -164,7 +164,7 @@ class _Finder:
     # -- the trunk ----------------------------------------------------------------------------
 
     def _trunk(self, entry: str, output: str, name: str = "") -> Found:
-        flow, nodes = self._flows["eval"], self._nodes["eval"]
+        flow, nodes = self._flows["eval"], self._nodes
         inside = flow.between(nodes[entry], nodes[output])
         name = name or self._name(inside, output)
         pairs: dict[Mode, tuple[str, str, str]] = {}
@@ -184,7 +184,7 @@ class _Finder:
 
     def _unfit(self, entry: str, output: str, inside: set[fx.Node]) -> str | None:
         """Why a part of the trunk cannot have alternatives."""
-        flow, nodes = self._flows["eval"], self._nodes["eval"]
+        flow, nodes = self._flows["eval"], self._nodes
         end = nodes[output]
         if end not in inside or nodes[entry].op == "placeholder":
             return "it starts at an input, which no decision net can read"
@@ -202,7 +202,7 @@ class _Finder:
 
     def _overwritten(self, entry: str) -> str | None:
         flow = self._flows["eval"]
-        if self._nodes["eval"][entry] in flow.rewritten:
+        if self._nodes[entry] in flow.rewritten:
             return f"something writes into `{entry}` later: alternatives could not read it"
         return None
 

@@ -17,7 +17,7 @@ from dyncompile.resize import Resizer
 from dyncompile.runtime.ops import DECISIONS
 from dyncompile.selection import by_preference
 from dyncompile.state import put_state, state_tensors
-from dyncompile.torchlib import is_symbolic
+from dyncompile.torchlib import by_name, is_symbolic
 
 aten = torch.ops.aten
 
@@ -68,7 +68,7 @@ def _own(value: Tensor, source: Tensor) -> Tensor:
 
 def _part(graph: fx.Graph, entry: str, output: str) -> fx.Graph | str:
     """The nodes from `entry`, which becomes the input, to `output`; the batch size is read from the input."""
-    nodes = {node.name: node for node in graph.nodes}
+    nodes = by_name(graph)
     new, env = fx.Graph(), dict[fx.Node, fx.Node]()
     env[nodes[entry]] = start = new.placeholder(entry)
     start.meta = dict(nodes[entry].meta)

@@ -27,7 +27,7 @@ def place_of(one: Connection, program: Program, facts: Facts, rank: float, share
     `rank` and `share` are those of low-rank and narrower candidates, relative to the connection's channels.
     """
     graph, types = program.graphs["eval"], facts.dims.graphs["eval"].types
-    nodes = {node.name: node for node in graph.nodes}
+    nodes = program.nodes["eval"]
     shapes = takes, gives = sample_shape(nodes[one.entry]), sample_shape(nodes[one.output])
     axes: list[int] = []
     for name, shape in zip((one.entry, one.output), shapes, strict=True):

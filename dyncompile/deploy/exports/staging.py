@@ -33,7 +33,7 @@ from dyncompile.policies import Policy
 from dyncompile.program import Choice, Program, flat_inputs
 from dyncompile.runtime import ops
 from dyncompile.runtime.segments import cut
-from dyncompile.torchlib import is_several, items
+from dyncompile.torchlib import by_name, is_several, items
 
 SIDES = 512
 """So many sides of widths a program may have."""
@@ -54,7 +54,7 @@ class Stager:
         self.graph = without_writes(program.graphs["eval"])
         self.sizes = Sizes(self.graph, types, program.sized, constants)
         self._values = Values(self.graph, program, policy, self.sizes, constants)
-        self._nodes = {node.name: node for node in self.graph.nodes}
+        self._nodes = by_name(self.graph)
         self._segments = cut(self.graph, types, program)
         self._sides = 0
 
