@@ -20,6 +20,7 @@ from dyncompile.train.diagnostics import ChoiceUse, summarize
 
 BATCHES = (1, 256)
 _SINGLES = 32
+_READABLE = 64
 
 
 @torch.no_grad()
@@ -70,13 +71,16 @@ def _parameters(dyn: dc.DynamicModel, route: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _by_route(dyn: dc.DynamicModel, route: Mapping[str, Tensor], right: Tensor) -> list[dict[str, Any]]:
-    """The most used routes: how many samples take each, what it costs, how often it is right."""
+    """The most used routes: how many samples take each, what it costs, how often it is right.
+
+    A row of more than `_READABLE` numbers (every channel's bit) is left out.
+    """
     table = torch.cat([route[name] for name in dyn.choices], 1)
     unique, which, counts = torch.unique(table, dim=0, return_inverse=True, return_counts=True)
     macs = dyn.macs(route) / dyn.static_macs
     return [
         {
-            "row": unique[i].tolist(),
+            **({"row": unique[i].tolist()} if table.shape[1] <= _READABLE else {}),
             "used": int(counts[i]) / len(table),
             "path_share": float(macs[which == i][0]),
             "accuracy": float(right[which == i].float().mean()),
