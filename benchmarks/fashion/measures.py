@@ -62,12 +62,12 @@ def _taken(use: ChoiceUse) -> dict[str, Any]:
 
 
 def _parameters(dyn: dc.DynamicModel, route: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Parameters over the source's: those that a path reads, mean over samples, and those that are stored."""
-    if any(choice.domain is dc.Domain.MIXTURE for choice in dyn.choices.values()):
-        return {}  # mixing reads all
+    """Parameters over the source's: those that are stored, and those that a path reads, mean over samples."""
     own = sum(p.numel() for name, p in dyn.named_parameters() if not name.startswith("dyn."))
-    active = float(dyn.active_parameters(route).mean())
-    return {"active_parameter_share": active / own, "stored_parameter_share": dyn.stored_parameters / own}
+    stored = {"stored_parameter_share": dyn.stored_parameters / own}
+    if any(choice.domain is dc.Domain.MIXTURE for choice in dyn.choices.values()):
+        return stored  # mixing reads all
+    return {**stored, "active_parameter_share": float(dyn.active_parameters(route).mean()) / own}
 
 
 def _by_route(dyn: dc.DynamicModel, route: Mapping[str, Tensor], right: Tensor) -> list[dict[str, Any]]:
