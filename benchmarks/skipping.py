@@ -27,9 +27,12 @@ from benchmarks.memory import keep_memory
 from benchmarks.sweep import Place, Sweep
 from dyncompile import zoo
 from dyncompile.latency import Times, time_in_turns
+from dyncompile.latency.timing import Asked
 
 RESNET, VIT = "torchvision:resnet50", "timm:vit_base_patch16_224"
 RATES = (0.0, 0.25, 0.5, 0.75)
+DECIDED = 0.5
+"""The rate at which gates are asked as well: what a trained model's call costs."""
 SINGLES = 4
 MEANING = (
     "evaluation time over the source's; samples skip branches drawn at random, each its own; deployed: batch "
@@ -114,14 +117,17 @@ def _measure(part: Part) -> dict[str, Any]:
     chunks = x.split(part.batch)
     fast = dc.deploy(dyn) if part.kind == "deployed" else dyn
     routes = {f"skip {rate:.0%}": skipping(dyn, rate, rows) for rate in RATES}
+    decided, own = f"decide, skip {DECIDED:.0%}", routes[f"skip {DECIDED:.0%}"]
     with torch.inference_mode():
         runs: dict[str, Callable[[], object]] = {
             "source": lambda: [model(chunk) for chunk in chunks],
             "gates, all kept": lambda: [fast.run(chunk, policy=dc.Learned()) for chunk in chunks],
-            **{label: _forced(fast, chunks, route) for label, route in routes.items()},
+            decided: _routed(fast, chunks, own, Asked),
+            **{label: _routed(fast, chunks, route, dc.Forced) for label, route in routes.items()},
         }
         times = time_in_turns(runs, part.rounds, part.warm_up)
     macs = {label: float(dyn.macs(route).mean()) / dyn.static_macs for label, route in routes.items()}
+    macs[decided] = float(dyn.spent(own).mean()) / dyn.static_macs
     gates = {"macs": 1 + dyn.decision_macs / dyn.static_macs, **_compared(times, "gates, all kept", 1)}
     return {"gates, all kept": gates} | {
         label: {"macs": share, **_compared(times, label, share)} for label, share in macs.items()
@@ -136,10 +142,15 @@ def _models(name: str) -> tuple[nn.Module, dc.DynamicModel, Tensor]:
     return model, dc.dynamize(model, "lcnet(channels=False)", source.args).eval(), source.args[0][:1]
 
 
-def _forced(fast: dc.DynamicModel, chunks: tuple[Tensor, ...], route: dc.Route) -> Callable[[], object]:
-    """Every chunk by its rows of the route."""
+def _routed(
+    fast: dc.DynamicModel,
+    chunks: tuple[Tensor, ...],
+    route: dc.Route,
+    kind: Callable[[dc.Route], dc.Policy],
+) -> Callable[[], object]:
+    """Every chunk by its rows of the route, which a policy of some kind says."""
     parts = {name: rows.split(len(chunks[0])) for name, rows in route.items()}
-    policies = [dc.Forced({name: rows[i] for name, rows in parts.items()}) for i in range(len(chunks))]
+    policies = [kind({name: rows[i] for name, rows in parts.items()}) for i in range(len(chunks))]
     return lambda: [fast.run(x, policy=policy) for x, policy in zip(chunks, policies, strict=True)]
 
 

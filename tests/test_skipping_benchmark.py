@@ -60,12 +60,13 @@ def test_a_run_that_was_cut_short_goes_on(folder: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         skipping.run()
     first = results(folder)
-    assert len(first) == 1 + len(RATES)
+    assert len(first) == 2 + len(RATES)
+    assert first["decide, skip 50%, batch 1, plain"]["macs"] > first["skip 50%, batch 1, plain"]["macs"]
     measured.clear()
     lines = skipping.missing()
     assert measured == [parts[1]]
     assert first.items() <= results(folder).items()
-    assert len(lines) == len(results(folder)) == 2 * (1 + len(RATES))
+    assert len(lines) == len(results(folder)) == 2 * (2 + len(RATES))
 
 
 def test_every_sample_skips_its_share() -> None:

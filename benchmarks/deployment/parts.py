@@ -46,7 +46,7 @@ def full(batch: int, one: Subject) -> Found:
 
 
 def widths(one: Subject) -> Found:
-    """Every width at batch 1: over a network built by hand, and over the source."""
+    """Every width at batch 1: over a network built by hand; with its gate over source and full width."""
     x = one.inputs(1)
     runs: dict[str, Callable[[], object]] = {"source": partial(call, one.model, x)}
     for column in one.columns:
@@ -65,8 +65,9 @@ def widths(one: Subject) -> Found:
         assert apart < 1e-4, f"the network built by hand computes something else: {apart}"
         found[label] = {
             **{kind: over(measured, f"{kind} {column}", f"hand {column}") for kind in KINDS},
-            "real": over(measured, f"forced {column}", "source"),
-            "macs": float(one.dyn.macs(one.dyn.route(column))[0]) / one.dyn.static_macs,
+            "real": over(measured, f"gated {column}", "source"),
+            "own": over(measured, f"gated {column}", f"forced {one.columns[-1]}"),
+            "macs": float(one.dyn.spent(one.dyn.route(column))[0]) / one.dyn.static_macs,
             "twin_differs_by": apart,
         }
     return found
