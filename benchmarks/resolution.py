@@ -94,7 +94,7 @@ def _measure(one: Subject, batch: int, pairs: int) -> dict[str, Any]:
         torch.testing.assert_close(together[columns == column], found, rtol=1e-3, atol=1e-4)
     return {
         "mixed_over_ideal": asdict(compare(mixed, ideal, pairs)),
-        "mixed_over_native": asdict(compare(mixed, native, pairs)),
+        "decided_over_native": asdict(compare(decided, native, pairs)),
         "decided_over_source": asdict(compare(decided, lambda: one.source(x), pairs)),
         "predicted_over_native": asdict(compare(predicted, native, pairs)),
         "macs_of_mixed": float(dyn.macs(route).mean()) / dyn.static_macs,
