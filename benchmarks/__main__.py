@@ -18,6 +18,7 @@ from benchmarks import (
     conversion,
     counting,
     coverage,
+    demo,
     deployment,
     export,
     fuzz,
@@ -33,6 +34,7 @@ from benchmarks import (
 from benchmarks.multiscale import report as multiscale
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "demo": demo.run,
     "conversion": conversion.run,
     "counting": counting.run,
     "widths": widths.run,

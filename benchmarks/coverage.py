@@ -124,7 +124,8 @@ MEANING = {
     "gives finite outputs of the source's shapes at a batch size that was not shown",
     "difference": "largest absolute difference to the source's output at full width",
     "elastic": "share of parameters in tensors of which a choice of widths keeps a part",
-    "supernet": "the same where a contender is asked for a supernet, with nothing decided per sample",
+    "supernet": "the same where a contender is asked for a supernet, with nothing decided per sample; it is "
+    "exact at full width, and its smallest network runs",
     "blocks": "blocks that can be dropped; skippable: share of parameters in them",
     "seconds": "CPU seconds of the call, one thread, after a first call on a small network",
 }

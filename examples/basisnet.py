@@ -1,4 +1,7 @@
-"""Kernels mixed per image after a preview, which may answer itself: ``python -m examples.basisnet``."""
+"""Kernels mixed per image after a preview, which may answer itself: ``python -m examples.basisnet``.
+
+Needs scikit-learn.
+"""
 
 from __future__ import annotations
 

@@ -23,16 +23,25 @@ def samples(count: int = 64) -> list[dict[str, Any]]:
     return [{"input_ids": row, "labels": torch.tensor(int(7 in row))} for row in tokens]
 
 
-def main(steps: int = 30) -> float:
-    """Train with random widths in every step; returns the loss at the end."""
+class Widths(hf.TrainerCallback):
+    """Whoever calls a dynamic model decides how: a random width and the whole network in turns."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Called by the Trainer with the model among `given`."""
+        step = state.global_step
+        given["model"].policy = dc.Full() if step % 2 else dc.Sampled(step)
+
+
+def main(steps: int = 60) -> tuple[float, float]:
+    """Train; returns the losses at full and at the smallest width."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     config = hf.BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
     model, data = hf.BertForSequenceClassification(config), samples()
     example = {key: torch.stack([sample[key] for sample in data[:4]]) for key in ("input_ids", "labels")}
     dyn = dc.dynamize(model, method="dsnet(gate=False)", example_inputs=example).train()
-    dyn.policy = dc.Full()  # whoever calls the model decides how: Sampled(seed), Smallest(), Learned()
     with tempfile.TemporaryDirectory() as folder:
         arguments = hf.TrainingArguments(
             output_dir=folder,
@@ -45,14 +54,16 @@ def main(steps: int = 30) -> float:
             use_cpu=True,
             remove_unused_columns=False,  # by the names in `forward`, which are the source's
         )
-        trainer = hf.Trainer(model=dyn, args=arguments, train_dataset=data)
+        trainer = hf.Trainer(model=dyn, args=arguments, train_dataset=data, callbacks=[Widths()])
         trainer.model_accepts_loss_kwargs = False  # what was not given at capture is no argument
-        done = trainer.train()
-        loaded = dc.DynamicModel.from_pretrained(dyn.save_pretrained(folder))
+        trainer.train()
+        loaded = dc.DynamicModel.from_pretrained(dyn.save_pretrained(folder)).eval()
     with torch.no_grad():
-        output, _ = loaded.run(policy=dc.Smallest(), **example)
-    print(f"loss {done.training_loss:.3f}; at the smallest width {float(output['loss']):.3f}")
-    return done.training_loss
+        whole, smallest = (
+            float(loaded.run(policy=policy, **example)[0]["loss"]) for policy in (dc.Full(), dc.Smallest())
+        )
+    print(f"loss {whole:.3f}; at the smallest width {smallest:.3f}")
+    return whole, smallest
 
 
 if __name__ == "__main__":

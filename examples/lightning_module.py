@@ -1,4 +1,7 @@
-"""A Lightning module around a dynamic model, from a Lightning checkpoint of its static source."""
+"""A Lightning module around a dynamic model, from a Lightning checkpoint of its static source.
+
+``python examples/lightning_module.py``
+"""
 
 from __future__ import annotations
 

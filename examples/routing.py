@@ -1,4 +1,7 @@
-"""Cheaper alternatives beside every block, weighed per image: ``python -m examples.routing``."""
+"""Cheaper alternatives beside every block, weighed per image: ``python -m examples.routing``.
+
+Needs scikit-learn.
+"""
 
 from __future__ import annotations
 

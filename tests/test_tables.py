@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.tables import RENDERERS
 from benchmarks.tables.__main__ import DOCUMENTS
 from benchmarks.tables.document import blocks, filled
 from benchmarks.tables.markdown import MissingResult, table
+from benchmarks.tables.numbers import NUMBERS
 
 MACHINE = {"threads": 1, "torch": "2", "processor": "x86_64", "cores": 2}
 RATIO = {"median": 1.25, "low": 1.0, "high": 1.5}
@@ -23,12 +25,20 @@ TIME = {"cpu": RATIO, "wall": RATIO, "pairs": 3}
 def test_documents_say_what_the_results_give(path: Path) -> None:
     text = path.read_text()
     assert "coverage" in {name.partition("-")[0] for name in blocks(text)}
-    assert filled(text, RENDERERS, RESULTS) == text, "run `python -m benchmarks.tables`"
+    assert filled(text, RENDERERS, NUMBERS, RESULTS) == text, "run `python -m benchmarks.tables`"
 
 
 def test_blocks_are_filled_and_the_rest_stays(tmp_path: Path) -> None:
     text = "a\n<!-- table: one -->\nold\n<!-- table: end -->\nb\n<!-- table: two -->\n<!-- table: end -->\n"
-    done = filled(text, {"one": lambda path: path.name, "two": lambda _: "2"}, tmp_path / "results")
+    done = filled(
+        text + "<!-- figure: n -->7<!-- end --> of <!-- figure: n --><!-- end -->",
+        {"one": lambda path: path.name, "two": lambda _: "2"},
+        {"n": lambda _: "8"},
+        tmp_path / "results",
+    )
+    done, _, sentence = done.rpartition("\n")
+    done += "\n"
+    assert sentence == "<!-- figure: n -->8<!-- end --> of <!-- figure: n -->8<!-- end -->"
     assert done == text.replace("old", "results").replace("two -->\n", "two -->\n2\n")
     assert blocks(done) == {"one": "results\n", "two": "2\n"}
 
@@ -41,17 +51,20 @@ def test_blocks_are_filled_and_the_rest_stays(tmp_path: Path) -> None:
         ("<!-- table: one -->\n<!-- table: one -->\n<!-- table: end -->\n", "do not pair up"),
         ("<!-- table: one -->\n<!-- table: end -->\n" * 2, "marked twice"),
         ("<!-- table: nope -->\n<!-- table: end -->\n", "no table is named nope; there are one"),
+        ("<!-- figure: two -->1\n", "figures do not pair up"),
+        ("<!-- figure: two -->1<!-- end --> <!-- end -->\n", "figures do not pair up"),
+        ("<!-- figure: nope -->1<!-- end -->\n", "no figure is named nope; there are two"),
     ],
 )
 def test_bad_marks_are_errors(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=says):
-        filled(text, {"one": lambda _: ""}, tmp_path)
+        filled(text, {"one": lambda _: ""}, {"two": lambda _: ""}, tmp_path)
 
 
-@pytest.mark.parametrize("name", RENDERERS)
-def test_table_without_results_is_an_error(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("render", [*RENDERERS.values(), *NUMBERS.values()], ids=[*RENDERERS, *NUMBERS])
+def test_without_results_there_is_an_error(render: Callable[[Path], str], tmp_path: Path) -> None:
     with pytest.raises(MissingResult, match="run `"):
-        RENDERERS[name](tmp_path)
+        render(tmp_path)
 
 
 def test_columns_are_aligned() -> None:

@@ -17,11 +17,10 @@ from rich.console import Console
 
 from benchmarks.fashion import plot, summary
 from benchmarks.fashion.data import load
-from benchmarks.fashion.methods import EFFORTS, METHODS, quick
+from benchmarks.fashion.methods import EFFORTS, METHODS, SEEDS, quick
 from benchmarks.fashion.protocol import Run, execute
 from dyncompile.errors import DyncompileError
 
-SEEDS = (0, 1, 2)
 _COLUMNS = 120
 
 

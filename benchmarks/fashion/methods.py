@@ -55,6 +55,9 @@ EFFORTS: Mapping[str, Effort] = {
 }
 
 
+SEEDS = (0, 1, 2)
+
+
 def quick(effort: Effort) -> Effort:
     """A trial of the machinery: its numbers mean nothing."""
     return replace(effort, source=1, base=1, gates=1, batch=64, pairs=3, draws=2, samples=1000)

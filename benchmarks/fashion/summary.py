@@ -50,6 +50,7 @@ COLUMNS: dict[str, Callable[[Result], float]] = {
     "random": lambda r: r["random"]["accuracy"],
     "source": lambda r: r["source"]["accuracy"],
     "full": lambda r: r["static"][1]["accuracy"],
+    "parameters": lambda r: r["dynamic"].get("stored_parameter_share", math.nan),
     "time, 1": lambda r: r["speed"]["dynamic, batch 1"]["cpu"]["median"],
     "time, 256": lambda r: r["speed"]["dynamic, batch 256"]["cpu"]["median"],
 }
@@ -64,6 +65,7 @@ taught         one that learns from the source's outputs, too, where the dynamic
 fixed          uniform routes of the same dynamic model, interpolated at the same MACs;
 random         the same routes dealt out to other images;
 source, full   the source; a network of its size, trained for as many epochs in total
+parameters     those that are stored, over the source's
 time           CPU time of dynamic over source, at batch 1 and 256"""
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 import dyncompile as dc
 from benchmarks.peers.subject import Converted
-from dyncompile.analysis.facts import Facts, analyze
+from dyncompile.analysis.facts import Facts
 from dyncompile.analysis.skips import find_skips
 from dyncompile.capture import capture
 from dyncompile.errors import NoSiteError
 from dyncompile.pipeline import apply_passes
-from dyncompile.spec import parse_spec, parse_specs
+from dyncompile.spec import parse_specs
 
 WIDTHS, BRANCHES = "dsnet", "lcnet(channels=False)"
 """For all models: a gate decides one width for the network; gates decide every residual branch there is."""
@@ -34,10 +35,13 @@ def convert(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         raise refused[0]
     dyn = dc.DynamicModel(edited).eval()
 
-    def supernet() -> frozenset[str]:
-        facts = analyze(program)
-        return _moved(facts, set(parse_spec(SUPERNET).plan(program, facts).sized))
+    def supernet() -> Converted:
+        return _converted(dc.DynamicModel(apply_passes(program, parse_specs(SUPERNET, {}))).eval())
 
+    return replace(_converted(dyn), supernet=supernet)
+
+
+def _converted(dyn: dc.DynamicModel) -> Converted:
     skips = find_skips(dyn.program.graphs["eval"])
     reads = {str(node.target) for skip in skips for node in skip.body if node.op == "get_attr"}
     return Converted(
@@ -46,7 +50,6 @@ def convert(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         elastic=_moved(dyn.facts, set(dyn.program.sized)),
         skippable=frozenset(reads),
         blocks=len(skips),
-        supernet=supernet,
     )
 
 

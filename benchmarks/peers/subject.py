@@ -31,7 +31,7 @@ class Converted:
         elastic: names of the source's parameters in which a choice of widths keeps a part.
         skippable: names of those that are not used where every block that can be dropped is dropped.
         blocks: how many blocks can be dropped.
-        supernet: names as in `elastic` if nothing is decided per sample; None where that is so already.
+        supernet: the same with nothing decided per sample; None where that is so already.
     """
 
     full: Call | None
@@ -39,7 +39,7 @@ class Converted:
     elastic: frozenset[str]
     skippable: frozenset[str]
     blocks: int
-    supernet: Callable[[], frozenset[str]] | None = None
+    supernet: Callable[[], Converted] | None = None
 
 
 class Contender(Protocol):
@@ -99,12 +99,17 @@ def _outcome(source: zoo.Source, convert: Contender) -> Outcome:
     with torch.no_grad():
         apart = None if found.full is None else difference(expected, found.full(*args, **kwargs))
         smallest = _broken(expected, lambda: found.smallest(*args, **kwargs))
-    supernet = found.elastic if found.supernet is None else found.supernet()
+        supernet = found if found.supernet is None else found.supernet()
+        if supernet is not found:
+            assert supernet.full is not None
+            assert difference(expected, supernet.full(*args, **kwargs)) == 0
+            broken = _broken(expected, lambda: supernet.smallest(*args, **kwargs))
+            assert not broken, f"the supernet: {broken}"
     return Outcome(
         seconds=round(seconds, 2),
         difference=apart,
         elastic=_share(sizes, found.elastic),
-        supernet=_share(sizes, supernet),
+        supernet=_share(sizes, supernet.elastic),
         skippable=_share(sizes, found.skippable),
         blocks=found.blocks,
         smallest=smallest,

@@ -1,9 +1,13 @@
-"""Tables of README and docs/results.md, rendered from ``benchmarks/results``: text cannot drift from data.
+"""Tables and figures of README and docs/results.md, rendered from ``benchmarks/results``.
+
+Text cannot drift from data.
 
 A block is what stands between these two lines, and ``python -m benchmarks.tables`` writes it:
 
     <!-- table: NAME -->
     <!-- table: end -->
+
+A figure in a sentence (`numbers`) stands between ``<!-- figure: NAME -->`` and ``<!-- end -->``.
 
 A renderer is a function of the folder of results. Each says by which command its data came to be.
 """
@@ -18,6 +22,7 @@ from benchmarks.tables import (
     checkpoints,
     counting,
     coverage,
+    demo,
     deployment,
     highlights,
     predicted,
@@ -25,9 +30,12 @@ from benchmarks.tables import (
     scaling,
     single,
     widths,
+    zoo,
 )
 
 RENDERERS: Mapping[str, Callable[[Path], str]] = {
+    "demo": demo.render,
+    "zoo": zoo.render,
     "coverage": coverage.render,
     "coverage-models": coverage.render_models,
     "counting": counting.render,

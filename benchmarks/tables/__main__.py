@@ -9,6 +9,7 @@ from benchmarks.record import RESULTS
 from benchmarks.tables import RENDERERS
 from benchmarks.tables.document import filled
 from benchmarks.tables.markdown import MissingResult
+from benchmarks.tables.numbers import NUMBERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -23,7 +24,7 @@ def main(names: list[str]) -> int:
     try:
         if not names:
             for path in DOCUMENTS:
-                path.write_text(filled(path.read_text(), RENDERERS, RESULTS))
+                path.write_text(filled(path.read_text(), RENDERERS, NUMBERS, RESULTS))
         for name in names:
             print(RENDERERS[name](RESULTS))
     except (MissingResult, ValueError) as error:

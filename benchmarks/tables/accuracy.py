@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fashion.methods import METHODS, SEEDS
 from benchmarks.fashion.summary import COLUMNS, at_share
 from benchmarks.fashion.summary import read as read_runs
 from benchmarks.spread import spread
 from benchmarks.tables.markdown import MissingResult, block, percent, source, table
 
 _CONTROLS = ("MACs", "dynamic", "random", "fixed", "static", "taught", "source", "full")
+_RATIOS = ("parameters", "time, 1", "time, 256")
 NOTES = """\
 Test accuracy in percent, means over seeds ± standard deviation. Random: the same routes dealt to other
-samples; fixed: one route for all samples, interpolated at the same MACs; static: a network of the target's
-MACs, trained for as many epochs in total; taught: one that learns from the source's outputs, too, where the
-dynamic model does; full: one of the source's size, trained as long. MACs: decision
-nets included."""
+samples; fixed: one route for all samples, interpolated at the same MACs; static: {static}, trained for as
+many epochs in total; taught: one that learns from the source's outputs, too, where the dynamic model does;
+full: one of the source's size, trained as long. MACs: decision nets included."""
+NAMES = """\
+`lcnet-layers` and `lcnet-channels` skip these alone, `lcnet-gains` learns gains instead of bits; the gate
+of `dsnet-worth` learns what each width is worth to a sample; `+exits`: with early exits on top, `lcnet` by
+layers alone. All settings: `benchmarks/fashion/methods.py`."""
 
 
 def render_fashion(results: Path) -> str:
-    """Fashion-MNIST, one row per network, method and target."""
-    return _runs(results / "fashion", "make fashion")
+    """Fashion-MNIST, one row per network, method and target, and what has fewer seeds than planned."""
+    folder, command = results / "fashion", "make fashion"
+    notes = (
+        NOTES.format(static="a network of the target's MACs"),
+        "Parameters: those that are stored, over the source's. Time: the dynamic model's CPU time over the "
+        "source's, not deployed, at batch 1 and 256.",
+        NAMES,
+        _left(folder),
+    )
+    return _runs(folder, command, *filter(None, notes), ratios=_RATIOS)
+
+
+def _left(folder: Path) -> str:
+    """Which planned runs have no results."""
+    seeds = {key: len(runs) for key, runs in read_runs(folder).items()}
+    planned = [
+        (network, name, target)
+        for name, method in METHODS.items()
+        for network in method.specs
+        for target in method.targets
+    ]
+    few = [
+        f"{network} `{name}` {percent(target)} ({seeds.get((network, name, target), 0)})"
+        for network, name, target in planned
+        if seeds.get((network, name, target), 0) < len(SEEDS)
+    ]
+    return f"Fewer than {len(SEEDS)} seeds: {', '.join(few)}." if few else ""
 
 
 CURVE_NOTES = """\
@@ -43,8 +74,9 @@ def render_exits(results: Path) -> str:
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for (network, method, _), ones in runs.items():  # targets differ in one threshold of the same model
         for one in ones:
-            if "curve" in one:
-                found.setdefault((network, method), {}).setdefault(one["seed"], one)
+            by_seed = found.setdefault((network, method), {})
+            if "curve" in one and (one["seed"] not in by_seed or one["target"] == _HALF):
+                by_seed[one["seed"]] = one
     rows = [
         (f"{network}, `{method}`", str(len(by_seed)), *_along(list(by_seed.values())))
         for (network, method), by_seed in found.items()
@@ -87,11 +119,12 @@ def render_text(results: Path) -> str:
     """MiniLM on ham and spam."""
     folders = sorted(path for path in (results / "text").glob("*") if any(path.glob("*.json")))
     if not folders:
-        raise MissingResult(f"{results / 'text'} holds no results: run `python -m benchmarks.text`")
-    return block(*(_runs(folder, f"python -m benchmarks.text --effort {folder.name}") for folder in folders))
+        raise MissingResult(f"{results / 'text'} holds no results: run `make text`")
+    note = NOTES.format(static="the first three layers, half of the MACs, in every row")
+    return block(*(_runs(folder, "make text", note) for folder in folders))
 
 
-def _runs(folder: Path, command: str) -> str:
+def _runs(folder: Path, command: str, *notes: str, ratios: Sequence[str] = ()) -> str:
     runs = read_runs(folder)
     if not runs:
         raise MissingResult(f"{folder} holds no results: run `{command}`")
@@ -100,12 +133,18 @@ def _runs(folder: Path, command: str) -> str:
             f"{network}, `{method}`, {100 * target:g} %",
             str(len(found)),
             *(spread([100 * COLUMNS[column](run) for run in found]) for column in _CONTROLS),
+            *(ratio([COLUMNS[column](run) for run in found]) for column in ratios),
         )
         for (network, method, target), found in runs.items()
     )
-    heads = ("network, method, target", "seeds", *_CONTROLS)
+    heads = ("network, method, target", "seeds", *_CONTROLS, *ratios)
     first = next(iter(runs.values()))[0]
-    return block(table(heads, rows), NOTES, source(command, first))
+    return block(table(heads, rows), *notes, source(command, first))
+
+
+def ratio(values: Sequence[float]) -> str:
+    """A mean of ratios."""
+    return f"{statistics.fmean(values):.2f}" if values and not math.isnan(sum(values)) else "-"
 
 
 def render_multiscale(results: Path) -> str:

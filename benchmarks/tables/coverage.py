@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,11 @@ def render(results: Path) -> str:
     )
     rows = (_line(name, summary(models, name)) for name in contenders)
     return block(
-        table(heads, rows), _left(models) + NOTES, _missed(models, contenders), source(COMMAND, found)
+        table(heads, rows),
+        _left(models) + NOTES,
+        _missed(models, contenders),
+        _caveats(models, contenders, found.get("limits", {})),
+        source(COMMAND, found),
     )
 
 
@@ -59,6 +64,31 @@ def _missed(models: Rows, contenders: list[str]) -> str:
         if missed:
             lines.append(f"Not converted by {name}: {', '.join(map(short, missed))}.")
     return "\n".join(lines) or "All models are converted by all."
+
+
+def _caveats(models: Rows, contenders: list[str], limits: Mapping[str, float]) -> str:
+    """What the totals hide: limits that were met, and shares where both convert."""
+    lines = ["Nothing is said about a model to any of them: with settings for it, a peer may do more."]
+    for name in contenders[1:]:
+        rows = [row for row in models.values() if name in row]
+        failed = [row[name] for row in rows if not is_converted(row[name])]
+        cut = sum(any(mark in str(one) for mark in _CUT) for one in failed)
+        if cut:
+            most = f"{limits['CPU seconds']:.0f} s of CPU time or {limits['bytes'] / 2**30:.0f} GiB"
+            lines.append(f"{cut} of {len(failed)} failures of {name} are {most} that did not do.")
+        both = [row for row in rows if is_converted(row[name]) and is_converted(row[contenders[0]])]
+        theirs, ours, whole = (
+            percent(statistics.fmean(row[who][what] for row in both), 1)
+            for who, what in ((name, "elastic"), (contenders[0], "elastic"), (contenders[0], "supernet"))
+        )
+        lines.append(
+            f"On the {len(both)} models that {name} converts, parameters with a choice of width are {theirs} "
+            f"of all by it, {ours} by {contenders[0]} behind gates, {whole} as a supernet."
+        )
+    return " ".join(lines) if len(contenders) > 1 else ""
+
+
+_CUT = ("not done after", "MemoryError")
 
 
 def render_models(results: Path) -> str:

@@ -1,4 +1,4 @@
-"""Finds the marked blocks of a text and fills them."""
+"""Finds the marked blocks and figures of a text and fills them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+Renderers = Mapping[str, Callable[[Path], str]]
 _BLOCK = re.compile(r"(<!-- table: (?!end\b)(\S+) -->\n)(.*?)(<!-- table: end -->)", re.DOTALL)
 _MARK = re.compile(r"<!-- table: (\S+) -->")
+_FIGURE = re.compile(r"(<!-- figure: (\S+) -->)([^<]*)(<!-- end -->)")
+_FIGURE_MARK = re.compile(r"<!-- (?:figure: \S+|end) -->")
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -21,12 +24,22 @@ def blocks(text: str) -> dict[str, str]:
     return dict(found)
 
 
-def filled(text: str, renderers: Mapping[str, Callable[[Path], str]], results: Path) -> str:
-    """The text with every block rendered anew.
+def figures(text: str) -> list[str]:
+    """Names of the figures in sentences. Raises ValueError for single marks."""
+    found = [match[2] for match in _FIGURE.finditer(text)]
+    if 2 * len(found) != len(_FIGURE_MARK.findall(text)):
+        raise ValueError(f"marks of figures do not pair up: {', '.join(found)}")
+    return found
 
-    Raises ValueError for a name without a renderer, MissingResult for a block without data.
+
+def filled(text: str, tables: Renderers, numbers: Renderers, results: Path) -> str:
+    """The text with every block and every figure rendered anew.
+
+    Raises ValueError for a name without a renderer, MissingResult for one without data.
     """
-    unknown = sorted(set(blocks(text)) - set(renderers))
-    if unknown:
-        raise ValueError(f"no table is named {', '.join(unknown)}; there are {', '.join(renderers)}")
-    return _BLOCK.sub(lambda m: f"{m[1]}{renderers[m[2]](results)}\n{m[4]}", text)
+    for kind, names, known in (("table", blocks(text), tables), ("figure", figures(text), numbers)):
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise ValueError(f"no {kind} is named {', '.join(unknown)}; there are {', '.join(known)}")
+    text = _BLOCK.sub(lambda m: f"{m[1]}{tables[m[2]](results)}\n{m[4]}", text)
+    return _FIGURE.sub(lambda m: f"{m[1]}{numbers[m[2]](results)}{m[4]}", text)

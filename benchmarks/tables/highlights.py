@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.fashion.summary import COLUMNS
 from benchmarks.fashion.summary import read as read_runs
 from benchmarks.spread import spread
+from benchmarks.tables.accuracy import NAMES, ratio
 from benchmarks.tables.markdown import (
     MissingResult,
     block,
@@ -27,33 +28,39 @@ def render_speed(results: Path) -> str:
     """One line per kind of decision: MACs and CPU time over the source's, from the long tables."""
     rows = [*_widths(results), *_skips(results), *_sizes(results)]
     note = (
-        "CPU time over the source network's, one thread: medians of interleaved runs ± half the distance of "
-        "the quartiles. Width 0.5: half of the channels that can move, for all samples."
+        "CPU time, one thread: medians of interleaved runs ± half the distance of the quartiles. Routes are "
+        "set, and what decides is asked all the same: its MACs and its time are in the figures. Width 0.5: "
+        "half of the channels that can move. In deployed models batch norms are folded into convolutions, in "
+        "the source they are not; the last column is free of that."
     )
     commands = "`python -m benchmarks deployment`, `skipping` and `resolution`."
-    return block(table(("deployed", "MACs", "time over the source's"), rows), note, commands)
+    heads = ("deployed", "MACs", "time over the source's", "over its own at full capacity")
+    return block(table(heads, rows), note, commands)
 
 
-def _widths(results: Path) -> Iterator[tuple[str, str, str]]:
+def _widths(results: Path) -> Iterator[tuple[str, ...]]:
     for model, parts in read(results, "deployment")["models"].items():
         row = parts.get("width, batch 1", {}).get("0.5")
         if row is not None:
-            yield f"{short(model)} at width 0.5", percent(row["macs"], 1), times(row["real"])
+            name = f"{short(model)} at width 0.5, batch 1"
+            yield name, percent(row["macs"], 1), times(row["real"]), times(row["own"])
 
 
-def _skips(results: Path) -> Iterator[tuple[str, str, str]]:
+def _skips(results: Path) -> Iterator[tuple[str, ...]]:
     for model, parts in read(results, "skipping")["models"].items():
-        row = parts.get("skip 50%, batch 1, deployed")
-        if row is not None:
-            name = f"{short(model)}, every sample skips half of the branches, its own"
-            yield name, percent(row["macs"], 1), times(row["time"]["cpu"])
+        for batch in (1, 8):
+            row = parts.get(f"decide, skip 50%, batch {batch}, deployed")
+            if row is not None:
+                name = f"{short(model)}, every sample skips half of the branches, its own, batch {batch}"
+                yield name, percent(row["macs"], 1), times(row["time"]["cpu"]), times(row["own"]["cpu"])
 
 
-def _sizes(results: Path) -> Iterator[tuple[str, str, str]]:
+def _sizes(results: Path) -> Iterator[tuple[str, ...]]:
     found = read(results, "resolution")
     for batch, row in found["batches"].items():
         name = f"{short(found['model'])}, a third of the images at each of three sizes, batch {batch}"
-        yield name, percent(row["macs_of_mixed"], 1), times(row["mixed_over_native"]["cpu"])
+        ratios = (times(row[f"decided_over_{base}"]["cpu"]) for base in ("source", "native"))
+        yield name, percent(row["macs_of_decided"], 1), *ratios
 
 
 def render_accuracy(results: Path) -> str:
@@ -65,35 +72,29 @@ def render_accuracy(results: Path) -> str:
     ]
     if not rows:
         raise MissingResult(f"{results / 'fashion'} holds no results: run `make fashion`")
-    heads = (
-        "half of the MACs",
-        "seeds",
-        "dynamic",
-        "same routes dealt at random",
-        "static network",
-        "ahead of it by",
-        "static, taught alike",
-        "source",
-    )
+    heads = ("half of the MACs", "seeds", *_COLUMNS, "parameters")
     note = (
         "Test accuracy in percent, means over seeds ± standard deviation; static: a network of half of the "
-        "MACs, trained for as many epochs as source and dynamic network together, of the same seed; taught "
-        "alike: one that learns from the source's outputs as well, as `lcnet` does."
+        "MACs, taught alike: one that learns from the source's outputs as well, as `lcnet` does; full size: "
+        "a network like the source. All were trained for as many epochs as source and dynamic network "
+        "together, from the same seed. Parameters: those that are stored, over the source's; the static "
+        "network has about half."
     )
     first = next(iter(read_runs(results / "fashion").values()))[0]
-    return block(table(heads, rows), note, source("make fashion", first))
+    return block(table(heads, rows), note, NAMES, source("make fashion", first))
 
 
-_FIGURES: Sequence[Callable[[dict[str, Any]], float]] = (
-    COLUMNS["dynamic"],
-    COLUMNS["random"],
-    COLUMNS["static"],
-    lambda run: COLUMNS["dynamic"](run) - COLUMNS["static"](run),
-    COLUMNS["taught"],
-    COLUMNS["source"],
-)
+_COLUMNS: Mapping[str, Callable[[dict[str, Any]], float]] = {
+    "dynamic": COLUMNS["dynamic"],
+    "same routes dealt at random": COLUMNS["random"],
+    "static network": COLUMNS["static"],
+    "ahead of it by": lambda run: COLUMNS["dynamic"](run) - COLUMNS["static"](run),
+    "static, taught alike": COLUMNS["taught"],
+    "static, full size": COLUMNS["full"],
+}
 
 
 def _accuracies(found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for figure in _FIGURES:
+    for figure in _COLUMNS.values():
         yield spread([100 * figure(dict(run)) for run in found])
+    yield ratio([COLUMNS["parameters"](dict(run)) for run in found])

@@ -1,6 +1,6 @@
 """MiniLM on ham and spam, made dynamic: ``python -m benchmarks.text [--method dsnet] [--effort long]``.
 
-What is left out takes all methods; the seed is 0. Runs that are done are skipped, interrupted ones go on.
+What is left out takes all methods and seeds. Runs that are done are skipped, interrupted ones go on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.fashion import plot, summary
+from benchmarks.fashion.methods import SEEDS
 from benchmarks.text.data import load
 from benchmarks.text.methods import EFFORTS, METHODS
 from benchmarks.text.network import tokenizer
@@ -33,7 +34,7 @@ def main(
     errors = Console(stderr=True)
     torch.set_num_threads(1)
     try:
-        runs = plan(method or list(METHODS), seed or [0], effort)
+        runs = plan(method or list(METHODS), seed or list(SEEDS), effort)
         waiting = [run for run in runs if again or not run.done]
         data = load(tokenizer()) if waiting else None
         for run in waiting:

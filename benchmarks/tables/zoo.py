@@ -1,0 +1,50 @@
+"""The sweep over third-party models in one paragraph of figures."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from benchmarks.tables.markdown import MissingResult, block, percent, read, short, source, table
+
+_EXACT = {
+    "outputs": "eval_difference",
+    "outputs in training": "train_difference",
+    "gradients": "gradient_difference",
+    "buffers after a step": "buffer_difference",
+}
+_LIBRARIES = ("timm", "torchvision", "hf")
+
+
+def render(results: Path) -> str:
+    """How many models of each library equal their source bit for bit, and what can move in them."""
+    try:
+        found = {name: one for name, one in read(results, "zoo").items() if "error" not in one}
+    except MissingResult as error:
+        raise MissingResult(str(error).replace("python -m benchmarks zoo", "make zoo")) from None
+    rows = [
+        (
+            library,
+            str(len(own)),
+            *(str(sum(one[key] == 0 for one in own)) for key in _EXACT.values()),
+            percent(statistics.fmean(one["covered"] for one in own) / 100),
+            percent(statistics.median(one["smallest_macs"] for one in own)),
+        )
+        for library in _LIBRARIES
+        if (own := [one for name, one in found.items() if name.startswith(library + ":")])
+    ]
+    apart = [
+        f"{short(name)}: {what}, {one[key]:.0e}"
+        for name, one in found.items()
+        for what, key in _EXACT.items()
+        if one[key]
+    ]
+    note = (
+        "Models of random weights, many at reduced sizes; the columns after the first count those in which "
+        "the dynamic network at full capacity gives what the source gives, bit for bit"
+        + (f" (not: {'; '.join(apart)})" if apart else "")
+        + ". Parameters: with a choice of width, mean. Smallest: MACs of the narrowest network over the "
+        "source's, median."
+    )
+    heads = ("models of", "", *_EXACT, "parameters", "smallest")
+    return block(table(heads, rows), note, source("make zoo"))
