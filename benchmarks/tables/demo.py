@@ -38,10 +38,10 @@ def render(results: Path) -> str:
     config, digits = found["config"], found["digits"]["test"]
     note = (
         f"The static source names {percent(found['source_accuracy'], 1)} of the {digits} test digits right; "
-        f"one digit is {100 / digits:.1f} points, so these accuracies hardly differ. The gated model's widths "
-        f"dealt to other images: {percent(gated['shuffled_accuracy'], 1)}. Times are ratios to the source in "
-        f"eager PyTorch, one thread, batch {config['batch']}: medians of {config['pairs']} interleaved pairs, "
-        "± half the distance of the quartiles. One run, one seed: this shows that the machinery works, it is "
+        f"one digit is {100 / digits:.1f} points, so these accuracies hardly differ. The gated model's "
+        f"widths dealt to other images: {percent(gated['shuffled_accuracy'], 1)}. Times: ratios to the source "
+        f"in eager PyTorch, one thread, batch {config['batch']}: medians of {config['pairs']} interleaved "
+        "pairs, ± half the distance of the quartiles. One run, one seed: this shows that the machinery works, it is "
         "no benchmark."
     )
     return block(table(heads, rows), note, source("python -m benchmarks demo", found))
