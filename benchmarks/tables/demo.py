@@ -36,12 +36,12 @@ def render(results: Path) -> str:
     )
     heads = ("width", "MACs", "share", "parameters", "wall time", "CPU time", "test accuracy")
     config, digits = found["config"], found["digits"]["test"]
+    shuffled = percent(gated["shuffled_accuracy"], 1)
     note = (
         f"The static source names {percent(found['source_accuracy'], 1)} of the {digits} test digits right; "
-        f"one digit is {100 / digits:.1f} points, so these accuracies hardly differ. The gated model's "
-        f"widths dealt to other images: {percent(gated['shuffled_accuracy'], 1)}. Times: ratios to the source "
-        f"in eager PyTorch, one thread, batch {config['batch']}: medians of {config['pairs']} interleaved "
-        "pairs, ± half the distance of the quartiles. One run, one seed: this shows that the machinery works, it is "
-        "no benchmark."
+        f"one digit is {100 / digits:.1f} points, so these accuracies hardly differ. Widths of the gated model "
+        f"dealt to other images: {shuffled}. Times are ratios to the source in eager PyTorch, one thread, "
+        f"batch {config['batch']}: medians of {config['pairs']} interleaved pairs, ± half the distance of the "
+        "quartiles. One run, one seed: this shows that the machinery works, it is no benchmark."
     )
     return block(table(heads, rows), note, source("python -m benchmarks demo", found))
