@@ -38,10 +38,10 @@ def render(results: Path) -> str:
     config, digits = found["config"], found["digits"]["test"]
     shuffled = percent(gated["shuffled_accuracy"], 1)
     note = (
-        f"The static source names {percent(found['source_accuracy'], 1)} of the {digits} test digits right; "
-        f"one digit is {100 / digits:.1f} points, so these accuracies hardly differ. Widths of the gated model "
-        f"dealt to other images: {shuffled}. Times are ratios to the source in eager PyTorch, one thread, "
-        f"batch {config['batch']}: medians of {config['pairs']} interleaved pairs, ± half the distance of the "
-        "quartiles. One run, one seed: this shows that the machinery works, it is no benchmark."
+        f"The static source names {percent(found['source_accuracy'], 1)} of {digits} test digits right; "
+        f"one digit is {100 / digits:.1f} points, so these accuracies hardly differ. The gated "
+        f"model's widths dealt to other images: {shuffled}. Times: ratios to the eager source, one thread, "
+        f"batch {config['batch']}: medians of {config['pairs']} interleaved pairs, ± half the distance of "
+        "the quartiles. One run, one seed: this shows that the machinery works, it is no benchmark."
     )
     return block(table(heads, rows), note, source("python -m benchmarks demo", found))
