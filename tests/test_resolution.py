@@ -331,6 +331,13 @@ def test_norms_alone_are_private_shortcuts_included() -> None:
     assert owner.get_parameter("dyn.sizes.6.stem_norm.weight") is not owner.get_parameter("stem_norm.weight")
 
 
+def test_stored_are_the_source_the_norms_of_each_size_and_the_predictor() -> None:
+    norms = 2 * 2 * (8 + 12 + 12 + 10)  # of the two smaller sizes: weight and bias
+    predictor = sum(p.numel() for name, p in made().named_parameters() if is_gate(name))
+    assert predictor > 0
+    assert made().stored_parameters == sum(p.numel() for p in source().parameters()) + norms + predictor
+
+
 def test_weights_are_one_tensor_at_all_sizes_also_after_moving() -> None:
     dyn = copy.deepcopy(made()).double()
     x = images(3).double()

@@ -53,15 +53,25 @@ def _layers(batch: int, results: Path) -> str:
     )
 
 
-def _skipping(kind: str, label: str, figure: Callable[[dict[str, Any]], float], results: Path) -> str:
-    """In percent, of the rows of a kind of model whose label begins so, those with nothing skipped apart."""
+def _skipping(
+    kind: str,
+    label: str,
+    figure: Callable[[dict[str, Any]], float],
+    write: Callable[[Iterable[float]], str],
+    results: Path,
+) -> str:
+    """Of the rows of a kind of model whose label begins so, those with nothing skipped apart."""
     rows = [
         row
         for by_row in read(results, "skipping")["models"].values()
         for name, row in by_row.items()
         if name.startswith(label) and name.endswith(kind) and not name.startswith("skip 0%")
     ]
-    return _between((figure(row) for row in rows), percent)
+    return write(figure(row) for row in rows)
+
+
+def _percents(values: Iterable[float]) -> str:
+    return _between(values, percent)
 
 
 def _saved(row: dict[str, Any]) -> float:
@@ -81,9 +91,9 @@ NUMBERS: Mapping[str, Callable[[Path], str]] = {
     "small-time-256": partial(_time, 256),
     "static-time-1": partial(_static_time, 1),
     "static-time-256": partial(_static_time, 256),
-    "skipped-deployed": partial(_skipping, "deployed", "skip", _saved),
-    "skipped-plain": partial(_skipping, "plain", "skip", _saved),
-    "gates-deployed": partial(_skipping, "deployed", "gates", _asked),
+    "skipped-deployed": partial(_skipping, "deployed", "skip", _saved, _percents),
+    "skipped-plain": partial(_skipping, "plain", "skip", _saved, _percents),
+    "gates-deployed": partial(_skipping, "deployed", "gates", _asked, lambda found: percent(max(found))),
     "basis-layers-1": partial(_layers, 1),
     "basis-layers-32": partial(_layers, 32),
 }

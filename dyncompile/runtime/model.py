@@ -322,8 +322,8 @@ class DynamicModel(Pretrained, nn.Module):
 
     @cached_property
     def stored_parameters(self) -> int:
-        """Parameter elements of the whole model: the source's, all alternatives', decision nets'."""
-        return sum(self.facts.parameters.values())
+        """Parameter elements of the whole model: the source's, alternatives', sizes', decision nets'."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def priced(self) -> frozenset[str]:
