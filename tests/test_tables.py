@@ -90,14 +90,23 @@ def cells(line: str) -> list[str]:
 def test_what_is_not_converted_counts_as_nothing(tmp_path: Path) -> None:
     models = {
         "a": {"dyncompile": outcome(), "ModelOpt": outcome(difference=1e-3), "Torch-Pruning": outcome()},
-        "b": {"dyncompile": outcome(), "ModelOpt": {"error": "x"}, "Torch-Pruning": outcome(smallest="x")},
+        "b": {
+            "dyncompile": outcome(),
+            "ModelOpt": {"error": "x"},
+            "Torch-Pruning": outcome(smallest="not done after 9 s"),
+        },
     }
     models["a"]["Torch-Pruning"]["difference"] = None
-    lines = rendered("coverage", {"models": models}, tmp_path)
+    limits = {"CPU seconds": 9, "bytes": 2**31}
+    lines = rendered("coverage", {"models": models, "limits": limits}, tmp_path)
     assert cells(lines[2]) == ["dyncompile", "2", "2", "50.0 %", "100.0 %", "2", "25.0 %", "2.0"]
     assert cells(lines[3]) == ["ModelOpt", "1", "0", "25.0 %", "50.0 %", "1", "12.5 %", "2.0"]
     assert cells(lines[4])[:4] == ["Torch-Pruning", "1", "-", "25.0 %"]
     assert "Not converted by ModelOpt: `b`." in lines
+    assert "1 of 1 failures of Torch-Pruning are 9 s of CPU time or 2 GiB that did not do." in lines[-3]
+    assert "failures of ModelOpt" not in lines[-3]
+    assert "On the 1 models that ModelOpt converts, parameters" in lines[-3]
+    assert "50.0 % of all by it, 50.0 % by dyncompile behind gates, 100.0 % as a supernet" in lines[-3]
     assert cells(RENDERERS["coverage-models"](tmp_path).splitlines()[3]) == [
         "`b`",
         "50 % / 3 / 2.0",
@@ -176,8 +185,9 @@ def test_other_tables(tmp_path: Path) -> None:
     lines = rendered("routing", {"models": {"timm:x": mixed}, "method": "m"}, tmp_path)
     assert cells(lines[2]) == ["`timm:x`, batch 8", "1.25 ± 0.25", "1.25 ± 0.25", "-"]
     batch = {
-        "macs_of_mixed": 0.5,
-        "mixed_over_native": TIME,
+        "macs_of_decided": 0.5,
+        "decided_over_source": TIME,
+        "decided_over_native": TIME,
         "mixed_over_ideal": TIME,
         "predicted_over_native": TIME,
     }
@@ -185,9 +195,7 @@ def test_other_tables(tmp_path: Path) -> None:
     assert cells(rendered("resolution", content, tmp_path)[2]) == [
         "batch 8",
         "50.0 %",
-        "1.25 ± 0.25",
-        "1.25 ± 0.25",
-        "1.25 ± 0.25",
+        *["1.25 ± 0.25"] * 4,
     ]
     row = {"network": "resnet", "method": "dsnet", "device": "meta", "nodes": 10000, "parameters": 5_000_000}
     row |= {"seconds": 30.0, "exports": 20.0, "memory": 2**21}
@@ -237,7 +245,8 @@ def test_accuracies_are_means_over_seeds(tmp_path: Path) -> None:
             "method": "dsnet",
             "target": 0.5,
             "seed": seed,
-            "dynamic": {"accuracy": accuracy, "share": 0.5},
+            "dynamic": {"accuracy": accuracy, "share": 0.5, "stored_parameter_share": 2.5},
+            "speed": {f"dynamic, batch {batch}": {"cpu": {"median": 1.5}} for batch in (1, 256)},
             "static": [{"accuracy": 0.7}, {"accuracy": 0.75}],
             "fixed": [{"share": 0.4, "accuracy": 0.6}, {"share": 0.6, "accuracy": 0.7}],
             "random": {"accuracy": 0.65},
@@ -245,6 +254,9 @@ def test_accuracies_are_means_over_seeds(tmp_path: Path) -> None:
         }
         lines = rendered("fashion", run, tmp_path, f"fashion/vit-s{seed}")
     assert cells(lines[2])[:5] == ["vit, `dsnet`, 50 %", "2", "50.0 ± 0.0", "85.0 ± 7.1", "65.0 ± 0.0"]
+    assert cells(lines[2])[-3:] == ["2.50", "1.50", "1.50"]
+    assert "resnet `dsnet` 50 % (0)" in lines[-3]
+    assert "vit `dsnet` 50 % (2)" in lines[-3]
     one = {
         "fixed": [
             {"label": "32", "share": 0.3, "accuracy": 0.6},
@@ -261,7 +273,7 @@ def test_exits_are_shown_between_leaving_first_and_never_leaving(tmp_path: Path)
     (tmp_path / "fashion").mkdir()
     curve = [{"accuracy": 0.5 + step / 10, "share": 0.2 + step / 4} for step in range(5)]
     static = [{"accuracy": 0.66, "share": 0.5}, {"accuracy": 0.77, "share": 1.0}]
-    for seed, target in ((0, 0.5), (0, 0.3), (1, 0.5)):
+    for seed, target in ((0, 0.7), (0, 0.5), (0, 0.3), (1, 0.5)):
         found = {"network": "net", "method": "exits", "target": target, "seed": seed, "machine": MACHINE}
         less = {"accuracy": 0.1, "share": 0.3}
         found |= {"static": [static[0] if target == 0.5 else less, static[1]]}
