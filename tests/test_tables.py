@@ -103,7 +103,7 @@ def test_what_is_not_converted_counts_as_nothing(tmp_path: Path) -> None:
     assert cells(lines[3]) == ["ModelOpt", "1", "0", "25.0 %", "50.0 %", "1", "12.5 %", "2.0"]
     assert cells(lines[4])[:4] == ["Torch-Pruning", "1", "-", "25.0 %"]
     assert "Not converted by ModelOpt: `b`." in lines
-    assert "1 of 1 failures of Torch-Pruning are 9 s of CPU time or 2 GiB that did not do." in lines[-3]
+    assert "1 of 1 failures of Torch-Pruning met the limits of 9 s of CPU time or 2 GiB." in lines[-3]
     assert "failures of ModelOpt" not in lines[-3]
     assert "On the 1 models that ModelOpt converts, parameters" in lines[-3]
     assert "50.0 % of all by it, 50.0 % by dyncompile behind gates, 100.0 % as a supernet" in lines[-3]

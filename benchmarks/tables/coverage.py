@@ -75,7 +75,7 @@ def _caveats(models: Rows, contenders: list[str], limits: Mapping[str, float]) -
         cut = sum(any(mark in str(one) for mark in _CUT) for one in failed)
         if cut:
             most = f"{limits['CPU seconds']:.0f} s of CPU time or {limits['bytes'] / 2**30:.0f} GiB"
-            lines.append(f"{cut} of {len(failed)} failures of {name} are {most} that did not do.")
+            lines.append(f"{cut} of {len(failed)} failures of {name} met the limits of {most}.")
         both = [row for row in rows if is_converted(row[name]) and is_converted(row[contenders[0]])]
         theirs, ours, whole = (
             percent(statistics.fmean(row[who][what] for row in both), 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.tables.markdown import block, percent, read, source, table, times
 
@@ -10,30 +12,9 @@ from benchmarks.tables.markdown import block, percent, read, source, table, time
 def render(results: Path) -> str:
     """Every width, specialized, and the gate's choices."""
     found = read(results, "demo")
-    rows = [
-        (
-            one["label"],
-            f"{one['macs'] / 1e6:.3f} M",
-            percent(one["macs_share"], 1),
-            f"{one['parameters']:,}",
-            times(one["latency"]["wall"]),
-            times(one["latency"]["cpu"]),
-            percent(one["accuracy"], 1),
-        )
-        for one in found["widths"]
-    ]
     gated = found["learned"]
-    rows.append(
-        (
-            "gated",
-            f"{gated['macs_share'] * found['source_macs'] / 1e6:.3f} M",
-            percent(gated["macs_share"], 1),
-            "",
-            times(gated["latency"]["wall"]),
-            times(gated["latency"]["cpu"]),
-            percent(gated["accuracy"], 1),
-        )
-    )
+    rows = [_row(one["label"], one["macs"], f"{one['parameters']:,}", one) for one in found["widths"]]
+    rows.append(_row("gated", gated["macs_share"] * found["source_macs"], "", gated))
     heads = ("width", "MACs", "share", "parameters", "wall time", "CPU time", "test accuracy")
     config, digits = found["config"], found["digits"]["test"]
     shuffled = percent(gated["shuffled_accuracy"], 1)
@@ -45,3 +26,15 @@ def render(results: Path) -> str:
         "the quartiles. One run, one seed: this shows that the machinery works, it is no benchmark."
     )
     return block(table(heads, rows), note, source("python -m benchmarks demo", found))
+
+
+def _row(label: str, macs: float, parameters: str, one: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        label,
+        f"{macs / 1e6:.3f} M",
+        percent(one["macs_share"], 1),
+        parameters,
+        times(one["latency"]["wall"]),
+        times(one["latency"]["cpu"]),
+        percent(one["accuracy"], 1),
+    )
