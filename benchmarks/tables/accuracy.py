@@ -19,9 +19,9 @@ _CONTROLS = ("MACs", "dynamic", "random", "fixed", "static", "taught", "source",
 _RATIOS = ("parameters", "time, 1", "time, 256")
 NOTES = """\
 Test accuracy in percent, means over seeds ± standard deviation. Random: the same routes dealt to other
-samples; fixed: one route for all samples, interpolated at the same MACs; static: {static}, trained for as
-many epochs in total; taught: one that learns from the source's outputs, too, where the dynamic model does;
-full: one of the source's size, trained as long. MACs: decision nets included."""
+samples; fixed: one route for all samples, interpolated at the same MACs; taught: a static network that learns
+from the source's outputs, too, where the dynamic model does; full: one of the source's size, trained for as
+many epochs in total. MACs: decision nets included. Static, trained as long: {static}."""
 NAMES = """\
 `lcnet-layers` and `lcnet-channels` skip these alone, `lcnet-gains` learns gains instead of bits; the gate
 of `dsnet-worth` learns what each width is worth to a sample; `+exits`: with early exits on top, `lcnet` by
