@@ -1,7 +1,4 @@
-"""A transformer of Hugging Face, fine-tuned as a dynamic model by Hugging Face's own Trainer.
-
-``python examples/huggingface_trainer.py``
-"""
+"""A dynamic transformer in Hugging Face's own Trainer: ``python examples/huggingface_trainer.py``."""
 
 from __future__ import annotations
 
@@ -28,40 +25,31 @@ class Widths(hf.TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Called by the Trainer with the model among `given`."""
-        step = state.global_step
-        given["model"].policy = dc.Full() if step % 2 else dc.Sampled(step)
+        given["model"].policy = dc.Full() if state.global_step % 2 else dc.Sampled(state.global_step)
 
 
 def main(steps: int = 60) -> tuple[float, float]:
     """Train; returns the losses at full and at the smallest width."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    config = hf.BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
-    )
-    model, data = hf.BertForSequenceClassification(config), samples()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = hf.BertForSequenceClassification(hf.BertConfig(vocab_size=50, **sizes))
+    data = samples()
     example = {key: torch.stack([sample[key] for sample in data[:4]]) for key in ("input_ids", "labels")}
     dyn = dc.dynamize(model, method="dsnet(gate=False)", example_inputs=example).train()
     with tempfile.TemporaryDirectory() as folder:
+        # Columns are removed by the names in `forward`, which are the source's.
+        quiet: dict[str, Any] = {"report_to": [], "disable_tqdm": True, "save_strategy": "no"}
         arguments = hf.TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=16,
-            learning_rate=3e-3,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            remove_unused_columns=False,  # by the names in `forward`, which are the source's
+            folder, max_steps=steps, learning_rate=3e-3, use_cpu=True, remove_unused_columns=False, **quiet
         )
         trainer = hf.Trainer(model=dyn, args=arguments, train_dataset=data, callbacks=[Widths()])
         trainer.model_accepts_loss_kwargs = False  # what was not given at capture is no argument
         trainer.train()
         loaded = dc.DynamicModel.from_pretrained(dyn.save_pretrained(folder)).eval()
     with torch.no_grad():
-        whole, smallest = (
-            float(loaded.run(policy=policy, **example)[0]["loss"]) for policy in (dc.Full(), dc.Smallest())
-        )
+        outputs = [loaded.run(policy=policy, **example)[0] for policy in (dc.Full(), dc.Smallest())]
+    whole, smallest = (float(output["loss"]) for output in outputs)
     print(f"loss {whole:.3f}; at the smallest width {smallest:.3f}")
     return whole, smallest
 

@@ -1,7 +1,4 @@
-"""A Lightning module around a dynamic model, from a Lightning checkpoint of its static source.
-
-``python examples/lightning_module.py``
-"""
+"""A Lightning module from a checkpoint of its static source: ``python examples/lightning_module.py``."""
 
 from __future__ import annotations
 
