@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -47,6 +48,7 @@ def run() -> dict[str, Any]:
 
 def sweep(names: list[str], contenders: list[str]) -> dict[str, Any]:
     """Measure these, keep the other results that there are; the figures of each contender."""
+    torch.set_num_threads(1)  # as in the processes that measure
     models: Rows = read("coverage", "models")
     with ExitStack() as stack:
         open_ones = {contender: stack.enter_context(answering(contender)) for contender in contenders}
