@@ -111,7 +111,8 @@ NOTES = """\
 Converted: the call returns, something has a choice, and the smallest network gives finite outputs of the
 right shapes at a batch size that was not shown. Shares are means over all models, 0 where one is not
 converted. dyncompile decides per sample (`dsnet`, then `lcnet(channels=False)` where there are residual
-branches), so what stands before a gate is static; as a supernet, exact and run at its smallest as well, it is
-`dsnet(gate=False, embedding=True)`. ModelOpt AutoNAS and Torch-Pruning choose one network for all samples; Torch-Pruning prunes by half, has no
-full width to return to, and whether attention heads stay whole is not checked. Blocks: residual branches for
-dyncompile, members of an `nn.Sequential` for ModelOpt. Seconds: medians over what is converted."""
+branches), so what stands before a gate is static; as a supernet, exact and run at its smallest as well, it
+is `dsnet(gate=False, embedding=True)`. ModelOpt AutoNAS and Torch-Pruning choose one network for all samples;
+Torch-Pruning prunes by half, has no full width to return to, and whether attention heads stay whole is not
+checked. Blocks: residual branches for dyncompile, members of an `nn.Sequential` for ModelOpt. Seconds: medians
+over what is converted."""
