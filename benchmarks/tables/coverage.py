@@ -114,5 +114,5 @@ converted. dyncompile decides per sample (`dsnet`, then `lcnet(channels=False)` 
 branches), so what stands before a gate is static; as a supernet, exact and run at its smallest as well, it
 is `dsnet(gate=False, embedding=True)`. ModelOpt AutoNAS and Torch-Pruning choose one network for all samples;
 Torch-Pruning prunes by half, has no full width to return to, and whether attention heads stay whole is not
-checked. Blocks: residual branches for dyncompile, members of an `nn.Sequential` for ModelOpt. Seconds: medians
-over what is converted."""
+checked. Blocks: residual branches for dyncompile, members of an `nn.Sequential` for ModelOpt. Seconds are
+medians over what is converted."""
