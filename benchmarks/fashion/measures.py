@@ -63,7 +63,7 @@ def _taken(use: ChoiceUse) -> dict[str, Any]:
 
 def _parameters(dyn: dc.DynamicModel, route: Mapping[str, Tensor]) -> dict[str, Any]:
     """Parameters over the source's: those that are stored, and those that a path reads, mean over samples."""
-    own = sum(p.numel() for name, p in dyn.named_parameters() if not name.startswith("dyn."))
+    own = dyn.source_parameters
     stored = {"stored_parameter_share": dyn.stored_parameters / own}
     if any(choice.domain is dc.Domain.MIXTURE for choice in dyn.choices.values()):
         return stored  # mixing reads all

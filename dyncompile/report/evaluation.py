@@ -11,7 +11,6 @@ import torch
 from dyncompile.policies import Policy
 from dyncompile.program import Choice, Domain
 from dyncompile.runtime.model import DynamicModel
-from dyncompile.state import STATE_PREFIX
 from dyncompile.train.accelerated import world
 from dyncompile.train.batches import LABELS, rows_of
 from dyncompile.train.columns import evaluating
@@ -63,8 +62,8 @@ def evaluate_policy(dyn: DynamicModel, data: Any, policy: Policy, *, batch_size:
             for name, decided in record.route.items():
                 used[name] += (decided.detach().float().cpu() > 0).float().sum(0)
     use = {name: _by_label(dyn.choices[name], counts / rows) for name, counts in used.items()}
-    own = sum(p.numel() for name, p in dyn.named_parameters() if not name.startswith(f"{STATE_PREFIX}."))
-    return Evaluation(rows, right / rows, macs / rows / dyn.static_macs, active / rows / own, use)
+    read = active / rows / dyn.source_parameters
+    return Evaluation(rows, right / rows, macs / rows / dyn.static_macs, read, use)
 
 
 def _by_label(choice: Choice, shares: torch.Tensor) -> dict[str, float]:

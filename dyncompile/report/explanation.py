@@ -18,7 +18,6 @@ from dyncompile.program import Choice, Domain, Program
 from dyncompile.report.patterns import fold, patterns, template
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import plan_route
-from dyncompile.state import STATE_PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +171,9 @@ def _active(dyn: DynamicModel, policy: Policy) -> float:
 
 def _source(dyn: DynamicModel) -> Source:
     facts = dyn.facts
-    own = sum(n for name, n in facts.parameters.items() if not name.startswith(f"{STATE_PREFIX}."))
-    return Source(own, dyn.static_macs, len(facts.dims.elastic), len(facts.regions.branches))
+    return Source(
+        dyn.source_parameters, dyn.static_macs, len(facts.dims.elastic), len(facts.regions.branches)
+    )
 
 
 def _coverage(facts: Facts, program: Program, skips: Sequence[Skip]) -> Coverage:

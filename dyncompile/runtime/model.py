@@ -33,7 +33,7 @@ from dyncompile.runtime.segments import cut, parting
 from dyncompile.runtime.sizes import BySize
 from dyncompile.runtime.sparse import SparseRun
 from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
-from dyncompile.state import GATES
+from dyncompile.state import GATES, STATE_PREFIX
 from dyncompile.variants import at, columns_of, copy_program
 
 
@@ -324,6 +324,12 @@ class DynamicModel(Pretrained, nn.Module):
     def stored_parameters(self) -> int:
         """Parameter elements of the whole model: the source's, alternatives', sizes', decision nets'."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def source_parameters(self) -> int:
+        """Parameter elements of the source alone."""
+        own = (p for name, p in self.named_parameters() if not name.startswith(f"{STATE_PREFIX}."))
+        return sum(parameter.numel() for parameter in own)
 
     @property
     def priced(self) -> frozenset[str]:
