@@ -97,7 +97,5 @@ def _measure(one: Subject, batch: int, pairs: int) -> dict[str, Any]:
         "decided_over_native": asdict(compare(decided, native, pairs)),
         "decided_over_source": asdict(compare(decided, lambda: one.source(x), pairs)),
         "predicted_over_native": asdict(compare(predicted, native, pairs)),
-        "macs_of_mixed": float(dyn.macs(route).mean()) / dyn.static_macs,
         "macs_of_decided": float(dyn.spent(route).mean()) / dyn.static_macs,
-        "macs_of_predictor": dyn.decision_macs / dyn.static_macs,
     }
