@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.fashion.methods import METHODS, SEEDS
-from benchmarks.fashion.summary import COLUMNS, at_share
-from benchmarks.fashion.summary import read as read_runs
+from benchmarks.fashion.summary import COLUMNS, Key, Result, at_share
 from benchmarks.spread import spread
 from benchmarks.tables.markdown import MissingResult, block, percent, source, table
+from benchmarks.tables.runs import HALF, fashion_runs, read_runs
 
 _CONTROLS = ("MACs", "dynamic", "random", "fixed", "static", "taught", "source", "full")
 _RATIOS = ("parameters", "time, 1", "time, 256")
@@ -30,20 +30,20 @@ layers alone. All settings: `benchmarks/fashion/methods.py`."""
 
 def render_fashion(results: Path) -> str:
     """Fashion-MNIST, one row per network, method and target, and what has fewer seeds than planned."""
-    folder, command = results / "fashion", "make fashion"
+    runs = fashion_runs(results)
     notes = (
         NOTES.format(static="a network of the target's MACs"),
         "Parameters: those that are stored, over the source's. Time: the dynamic model's CPU time over the "
         "source's, not deployed, at batch 1 and 256.",
         NAMES,
-        _left(folder),
+        _left(runs),
     )
-    return _runs(folder, command, *filter(None, notes), ratios=_RATIOS)
+    return _per_run(runs, "make fashion", *filter(None, notes), ratios=_RATIOS)
 
 
-def _left(folder: Path) -> str:
+def _left(runs: Mapping[Key, Sequence[Result]]) -> str:
     """Which planned runs have no results."""
-    seeds = {key: len(runs) for key, runs in read_runs(folder).items()}
+    seeds = {key: len(found) for key, found in runs.items()}
     planned = [
         (network, name, target)
         for name, method in METHODS.items()
@@ -63,19 +63,18 @@ Test accuracy in percent at MACs in percent of the source's, means over seeds ±
 are quantiles of the validation samples' highest confidence: the part that is more confident at no exit stays.
 First exit alone: everybody leaves there, which is the preview of `basisnet`; nobody leaves: the specialist
 alone, preview paid for; static: networks of the source's size and of 50 % of its MACs, trained as long."""
-_HALF = 0.5
 _KEPT = (0.25, 0.5, 0.75)
 """Parts of the validation samples that pass no exit."""
 
 
 def render_exits(results: Path) -> str:
     """Early termination on Fashion-MNIST: a few thresholds between leaving first and never leaving."""
-    runs = read_runs(results / "fashion")
+    runs = fashion_runs(results)
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for (network, method, _), ones in runs.items():  # targets differ in one threshold of the same model
         for one in ones:
             by_seed = found.setdefault((network, method), {})
-            if "curve" in one and (one["seed"] not in by_seed or one["target"] == _HALF):
+            if "curve" in one and (one["seed"] not in by_seed or one["target"] == HALF):
                 by_seed[one["seed"]] = one
     rows = [
         (f"{network}, `{method}`", str(len(by_seed)), *_along(list(by_seed.values())))
@@ -105,7 +104,7 @@ def _along(found: list[dict[str, Any]]) -> Iterator[str]:
     for part in _KEPT:
         yield _at([one["curve"][round(part * steps)] for one in found])
     yield _at([one["fixed"][-1] for one in found])
-    halves = [one["static"][0] for one in found if one["target"] == _HALF]
+    halves = [one["static"][0] for one in found if one["target"] == HALF]
     yield _at(halves) if halves else "-"
     yield _at([one["static"][1] for one in found])
 
@@ -121,13 +120,13 @@ def render_text(results: Path) -> str:
     if not folders:
         raise MissingResult(f"{results / 'text'} holds no results: run `make text`")
     note = NOTES.format(static="the first three layers, half of the MACs, in every row")
-    return block(*(_runs(folder, "make text", note) for folder in folders))
+    return block(*(_per_run(read_runs(folder, "make text"), "make text", note) for folder in folders))
 
 
-def _runs(folder: Path, command: str, *notes: str, ratios: Sequence[str] = ()) -> str:
-    runs = read_runs(folder)
-    if not runs:
-        raise MissingResult(f"{folder} holds no results: run `{command}`")
+def _per_run(
+    runs: Mapping[Key, Sequence[Result]], command: str, *notes: str, ratios: Sequence[str] = ()
+) -> str:
+    """One row per network, method and target."""
     rows = (
         (
             f"{network}, `{method}`, {100 * target:g} %",

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fashion.summary import COLUMNS
-from benchmarks.fashion.summary import read as read_runs
 from benchmarks.spread import spread
 from benchmarks.tables.accuracy import NAMES, ratio
 from benchmarks.tables.markdown import (
-    MissingResult,
     block,
     percent,
     read,
@@ -20,8 +18,7 @@ from benchmarks.tables.markdown import (
     table,
     times,
 )
-
-_HALF = 0.5
+from benchmarks.tables.runs import HALF, fashion_runs
 
 
 def render_speed(results: Path) -> str:
@@ -65,13 +62,12 @@ def _sizes(results: Path) -> Iterator[tuple[str, ...]]:
 
 def render_accuracy(results: Path) -> str:
     """Fashion-MNIST at half of the MACs: dynamic networks, controls, and how far they are from the source."""
+    runs = fashion_runs(results)
     rows = [
         (f"{network}, `{method}`", str(len(found)), *_accuracies(found))
-        for (network, method, target), found in read_runs(results / "fashion").items()
-        if target == _HALF
+        for (network, method, target), found in runs.items()
+        if target == HALF
     ]
-    if not rows:
-        raise MissingResult(f"{results / 'fashion'} holds no results: run `make fashion`")
     heads = ("half of the MACs", "seeds", *_COLUMNS, "parameters")
     note = (
         "Test accuracy in percent, means over seeds ± standard deviation; static: a network of half of the "
@@ -80,7 +76,7 @@ def render_accuracy(results: Path) -> str:
         "together, from the same seed. Parameters: those that are stored, over the source's; the static "
         "network has about half."
     )
-    first = next(iter(read_runs(results / "fashion").values()))[0]
+    first = next(iter(runs.values()))[0]
     return block(table(heads, rows), note, NAMES, source("make fashion", first))
 
 

@@ -12,11 +12,11 @@ class MissingResult(Exception):
     """A table is asked for whose data is not there."""
 
 
-def read(results: Path, name: str) -> dict[str, Any]:
-    """``NAME.json`` of the folder. Raises MissingResult."""
+def read(results: Path, name: str, command: str | None = None) -> dict[str, Any]:
+    """``NAME.json`` of the folder. Raises MissingResult, which names the command that writes it."""
     path = results / f"{name}.json"
     if not path.exists():
-        raise MissingResult(f"{path} does not exist: run `python -m benchmarks {name}`")
+        raise MissingResult(f"{path} does not exist: run `{command or f'python -m benchmarks {name}'}`")
     return json.loads(path.read_text())
 
 

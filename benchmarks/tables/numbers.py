@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fashion.summary import COLUMNS
-from benchmarks.fashion.summary import read as read_runs
-from benchmarks.tables.markdown import MissingResult, percent, read
+from benchmarks.fashion.summary import COLUMNS, Result
+from benchmarks.tables.markdown import percent, read
+from benchmarks.tables.runs import HALF, fashion_runs
 
 
 def _between(values: Iterable[float], write: Callable[[float], str] = "{:.1f}".format) -> str:
@@ -19,30 +19,25 @@ def _between(values: Iterable[float], write: Callable[[float], str] = "{:.1f}".f
     return low if low == high else f"{low.removesuffix(' %')} to {high}"
 
 
-def _runs(results: Path) -> Iterator[dict[str, Any]]:
-    found = [run for runs in read_runs(results / "fashion").values() for run in runs]
-    if not found:
-        raise MissingResult(f"{results / 'fashion'} holds no results: run `make fashion`")
-    yield from found
-
-
 def _macs(network: str, results: Path) -> str:
-    macs = next(run["source"]["macs"] for run in _runs(results) if run["network"] == network)
-    return f"{macs / 1e6:.2f} M"
+    runs = next(found for (net, *_), found in fashion_runs(results).items() if net == network)
+    return f"{runs[0]['source']['macs'] / 1e6:.2f} M"
 
 
-def _time(batch: int, results: Path) -> str:
-    """Of dynamic networks over their sources, those that were asked for half of the MACs."""
-    return _between(COLUMNS[f"time, {batch}"](run) for run in _runs(results) if run["target"] == 0.5)
+def _halves(results: Path) -> list[Result]:
+    """The runs that were asked for half of the MACs."""
+    return [run for (*_, target), found in fashion_runs(results).items() if target == HALF for run in found]
+
+
+def _time(column: str, results: Path) -> str:
+    """Of dynamic networks over their sources."""
+    return _between(COLUMNS[column](run) for run in _halves(results))
 
 
 def _static_time(batch: int, results: Path) -> str:
     """Of static networks of half of the MACs over the sources."""
-    return _between(
-        run["speed"][f"static, batch {batch}"]["cpu"]["median"]
-        for run in _runs(results)
-        if run["target"] == 0.5
-    )
+    timed = f"static, batch {batch}"
+    return _between(run["speed"][timed]["cpu"]["median"] for run in _halves(results))
 
 
 def _layers(batch: int, results: Path) -> str:
@@ -53,33 +48,24 @@ def _layers(batch: int, results: Path) -> str:
     )
 
 
-def _skipping(
-    kind: str,
-    label: str,
-    figure: Callable[[dict[str, Any]], float],
-    write: Callable[[Iterable[float]], str],
-    results: Path,
-) -> str:
-    """Of the rows of a kind of model whose label begins so, those with nothing skipped apart."""
-    rows = [
+def _skipping(kind: str, label: str, results: Path) -> list[dict[str, Any]]:
+    """The rows of a kind of model whose label begins so, those with nothing skipped apart."""
+    return [
         row
         for by_row in read(results, "skipping")["models"].values()
         for name, row in by_row.items()
         if name.startswith(label) and name.endswith(kind) and not name.startswith("skip 0%")
     ]
-    return write(figure(row) for row in rows)
 
 
-def _percents(values: Iterable[float]) -> str:
-    return _between(values, percent)
+def _saved(kind: str, results: Path) -> str:
+    """Of the MACs that are skipped, the share that time follows."""
+    return _between((row["realized_own"] for row in _skipping(kind, "skip", results)), percent)
 
 
-def _saved(row: dict[str, Any]) -> float:
-    return row["realized_own"]
-
-
-def _asked(row: dict[str, Any]) -> float:
-    return row["own"]["cpu"]["median"] - 1
+def _asked(results: Path) -> str:
+    """What asking the gates takes at most, over the same network at full capacity."""
+    return percent(max(row["own"]["cpu"]["median"] - 1 for row in _skipping("deployed", "gates", results)))
 
 
 NUMBERS: Mapping[str, Callable[[Path], str]] = {
@@ -87,13 +73,13 @@ NUMBERS: Mapping[str, Callable[[Path], str]] = {
     "hostile-files": lambda results: f"{read(results, 'fuzz')['inputs']:,}",
     "resnet-macs": partial(_macs, "resnet"),
     "vit-macs": partial(_macs, "vit"),
-    "small-time-1": partial(_time, 1),
-    "small-time-256": partial(_time, 256),
+    "small-time-1": partial(_time, "time, 1"),
+    "small-time-256": partial(_time, "time, 256"),
     "static-time-1": partial(_static_time, 1),
     "static-time-256": partial(_static_time, 256),
-    "skipped-deployed": partial(_skipping, "deployed", "skip", _saved, _percents),
-    "skipped-plain": partial(_skipping, "plain", "skip", _saved, _percents),
-    "gates-deployed": partial(_skipping, "deployed", "gates", _asked, lambda found: percent(max(found))),
+    "skipped-deployed": partial(_saved, "deployed"),
+    "skipped-plain": partial(_saved, "plain"),
+    "gates-deployed": _asked,
     "basis-layers-1": partial(_layers, 1),
     "basis-layers-32": partial(_layers, 32),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from benchmarks.tables.markdown import MissingResult, block, percent, read, short, source, table
+from benchmarks.tables.markdown import block, percent, read, short, source, table
 
 _EXACT = {
     "outputs": "eval_difference",
@@ -13,15 +13,13 @@ _EXACT = {
     "gradients": "gradient_difference",
     "buffers after a step": "buffer_difference",
 }
+_COMMAND = "make zoo"
 _LIBRARIES = ("timm", "torchvision", "hf")
 
 
 def render(results: Path) -> str:
     """How many models of each library equal their source bit for bit, and what can move in them."""
-    try:
-        found = {name: one for name, one in read(results, "zoo").items() if "error" not in one}
-    except MissingResult as error:
-        raise MissingResult(str(error).replace("python -m benchmarks zoo", "make zoo")) from None
+    found = {name: one for name, one in read(results, "zoo", _COMMAND).items() if "error" not in one}
     rows = [
         (
             library,
@@ -47,4 +45,4 @@ def render(results: Path) -> str:
         "source's, median."
     )
     heads = ("models of", "", *_EXACT, "parameters", "smallest")
-    return block(table(heads, rows), note, source("make zoo"))
+    return block(table(heads, rows), note, source(_COMMAND))
