@@ -278,6 +278,19 @@ def test_outcomes_foretell_what_thresholds_do() -> None:
         assert found.at(threshold) == pytest.approx((right, share))
 
 
+def test_calibration_judges_by_labels_of_every_form() -> None:
+    dyn, x, labels = graded()
+    found = outcomes(dyn, [(x, labels)])
+    probabilities = F.one_hot(labels).float()
+    assert torch.equal(outcomes(dyn, [(x, probabilities)]).right, found.right)
+    some = labels.clone()
+    some[::2] = -100
+    assert torch.equal(outcomes(dyn, [(x, some)]).right, found.right[1::2])
+    for bad, text in ((labels - 1, "out of range"), (torch.full_like(labels, -100), "no labeled samples")):
+        with pytest.raises(dc.InputError, match=text):
+            outcomes(dyn, [(x, bad)])
+
+
 def test_calibration_refuses_and_leaves_thresholds_as_they_were() -> None:
     dyn, x, labels = graded()
     with pytest.raises(dc.SpecError, match="either a target"):

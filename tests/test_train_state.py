@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,38 @@ def test_checkpoints_do_not_change_training(uninterrupted: Any, tmp_path: Path) 
 
 def test_a_loader_resumes_too(tmp_path: Path) -> None:
     """It shuffles by torch's global generator, which is seeded; what is done is read and dropped."""
-    loader = torch.utils.data.DataLoader(images(), 8, shuffle=True)
+    _loader_resumes(lambda: torch.utils.data.DataLoader(images(), 8, shuffle=True), tmp_path)
 
+
+def test_a_loader_with_a_generator_in_its_batch_sampler_resumes_too(tmp_path: Path) -> None:
+    def loader() -> Any:
+        order = torch.utils.data.RandomSampler(images(), generator=torch.Generator())
+        batches = torch.utils.data.BatchSampler(order, 8, drop_last=False)
+        return torch.utils.data.DataLoader(images(), batch_sampler=batches)
+
+    _loader_resumes(loader, tmp_path)
+
+
+def _loader_resumes(loader: Callable[[], Any], tmp_path: Path) -> None:
     def train(folder: Path | None, **more: Any) -> Any:
-        return fit(conv_net(), recipe(), loader, directory=folder, **{"progress": False, **more})
+        return fit(conv_net(), recipe(), loader(), directory=folder, **{"progress": False, **more})
 
     expected = train(None).losses
     with pytest.raises(Interrupted):
         train(tmp_path, checkpoint_every=1, progress=stop_after(7))
     assert train(tmp_path, checkpoint_every=1).losses == expected
+
+
+def test_a_phase_with_an_average_resumes_at_its_beginning(tmp_path: Path) -> None:
+    how = recipe(plain(), sandwich(epochs=1))
+    steps = plain().epochs * 5
+    whole = conv_net()
+    history = run(whole, how)
+    with pytest.raises(Interrupted):
+        run(conv_net(), how, tmp_path, progress=stop_after(steps + 1))
+    resumed = conv_net()
+    assert run(resumed, how, tmp_path).losses == history.losses
+    assert same_state(state_of(resumed), state_of(whole))
 
 
 def test_finished_training_is_loaded(tmp_path: Path) -> None:

@@ -35,20 +35,34 @@ def parse_route(dyn: DynamicModel, words: Sequence[str], *, smallest: bool) -> R
 def _row(choice: Choice, value: str) -> tuple[float, ...]:
     if value in ("full", "smallest"):
         return choice.full if value == "full" else choice.smallest
-    if choice.domain is Domain.ONE_HOT and value in choice.labels:
-        return choice.row(choice.labels.index(value))
-    try:
-        numbers = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        numbers = ()
-    if choice.domain is Domain.ONE_HOT and len(numbers) == 1 and numbers[0] in range(choice.width):
-        return choice.row(int(numbers[0]))
+    numbers = _numbers(value)
+    column = _column(choice, value, numbers) if choice.domain is Domain.ONE_HOT else None
+    if column is not None:
+        return choice.row(column)
     if len(numbers) == choice.width:
         return numbers
     known = ", ".join(choice.labels) or f"{choice.width} numbers separated by commas"
     raise RouteError(
         f"choice {choice.name!r} has no column {value!r}", fix=f"give one of: full, smallest, {known}"
     )
+
+
+def _column(choice: Choice, value: str, numbers: tuple[float, ...]) -> int | None:
+    """The column of a label, ``0.50`` for ``0.5`` as well, or else of its position, a plain integer."""
+    if value in choice.labels:
+        return choice.labels.index(value)
+    if value.isdecimal():
+        return int(value) if int(value) < choice.width else None
+    named = [_numbers(label) for label in choice.labels]
+    return named.index(numbers) if numbers and numbers in named else None
+
+
+def _numbers(words: str) -> tuple[float, ...]:
+    """Numbers between commas; none where a word is no number."""
+    try:
+        return tuple(float(word) for word in words.split(","))
+    except ValueError:
+        return ()
 
 
 def uniform_routes(dyn: DynamicModel) -> dict[str, Route]:

@@ -26,6 +26,7 @@ from dyncompile.runtime.model import DynamicModel
 from dyncompile.state import EXITS, STATE_PREFIX
 from dyncompile.train.batches import as_batch
 from dyncompile.train.columns import check_share, evaluating, restoring
+from dyncompile.train.losses import IGNORED, class_labels
 from dyncompile.train.objectives import logits_of, target_of
 from dyncompile.train.phase import Batch
 
@@ -85,7 +86,8 @@ def calibrate_exit(
 
     Args:
         dyn: a model with exits; its mode stays as it is.
-        data: validation samples on the model's device, batch by batch, in the forms that `fit` takes.
+        data: validation samples on the model's device, batch by batch, in the forms that `fit` takes. Labels
+            are class indices or probabilities; samples labeled -100 are left out.
         target: mean share of the source's cost, decisions included, that is not to be passed. The most
             careful threshold that keeps to it is taken.
         accuracy_drop: largest loss of accuracy against nobody leaving, as a share of the samples. The
@@ -96,7 +98,7 @@ def calibrate_exit(
     Raises:
         SpecError: the model has no exit, not exactly one of `target` and `accuracy_drop` is given, or no
             threshold is as cheap as the target.
-        InputError: there are no samples.
+        InputError: there are no labeled samples, or labels are out of range.
     """
     if not dyn.exits:
         raise SpecError("the model has no exit to calibrate", fix='dynamize with "exits" or "basisnet"')
@@ -211,14 +213,27 @@ def outcomes(dyn: DynamicModel, data: Iterable[Any], cost: Cost | None = None) -
 
 def _outcomes(subject: _Subject, *, fits: bool) -> Outcomes:
     """Thresholds are 0 afterwards, and temperatures fitted if asked for."""
-    labels = torch.cat([target_of(batch).reshape(-1).cpu() for batch in subject.batches])
     said, spent = zip(*(_all_at(subject, way) for way in (*subject.dyn.exits, None)), strict=True)
+    labels = _labels(subject, said[-1])
+    known = labels != IGNORED
     for (temperature, threshold), logits in zip(subject.buffers.values(), said, strict=False):
         if fits:
-            temperature.fill_(fitted_temperature(logits, labels))
+            temperature.fill_(fitted_temperature(logits[known], labels[known]))
         threshold.zero_()  # scores are then the confidences themselves
     right = torch.stack([(logits.argmax(1) == labels).double() for logits in said], 1)
-    return Outcomes(_confidences(subject), right, torch.stack(list(spent), 1) / subject.cost.source)
+    costs = torch.stack(list(spent), 1) / subject.cost.source
+    return Outcomes(_confidences(subject)[known], right[known], costs[known])
+
+
+def _labels(subject: _Subject, logits: Tensor) -> Tensor:
+    """Class indices [N] of all samples. Raises InputError where there are none."""
+    targets = torch.cat([target_of(batch).cpu() for batch in subject.batches])
+    if not targets.is_floating_point():
+        targets = targets.reshape(-1)
+    labels = class_labels(logits, targets)[1]
+    if bool((labels == IGNORED).all()):
+        raise InputError("there are no labeled samples to calibrate on", fix="give some")
+    return labels
 
 
 def _all_at(subject: _Subject, way: str | None) -> tuple[Tensor, Tensor]:

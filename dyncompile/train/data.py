@@ -244,8 +244,10 @@ def _evenly(entries: list[int], parts: int) -> list[list[int]]:
 
 
 def _seed_loader(loader: Any, seed: int) -> None:
-    """Generators that a loader or its sampler owns go on from the epoch's seed."""
-    for owner in (loader, getattr(loader, "sampler", None)):
+    """Generators that a loader or its samplers own go on from the epoch's seed."""
+    owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+    owners.append(getattr(owners[-1], "sampler", None))
+    for owner in owners:
         generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)

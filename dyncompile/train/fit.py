@@ -55,7 +55,7 @@ def fit(
 
     Args:
         dyn: is trained in place and moved to the device that Accelerate chooses. Afterwards it is in the mode
-            (training or evaluation) that it was in, and the same parameters require gradients.
+            (training or evaluation) that it was in. Parameters that require no gradients stay as they are.
         recipe: phases in order, e.g. ``dc.recipes.dsnet()``.
         train_data: a dataset of (input, target) pairs or dicts (``labels`` is the target), a `DataLoader`, or
             a list of batches. A dataset is shuffled here, and every step is of the same size, give or take

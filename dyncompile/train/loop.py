@@ -64,7 +64,7 @@ class _Loop:
         self._turns.memories.update(state.memory(self._world.rank))
         self._best = state.best
         load_optimizers(folder, self._optimizers)
-        if self._average is not None:
+        if self._average is not None and not state.position.begins:  # it begins as the weights
             load_model(folder, self._average.model, averaged=True)
 
     # -- steps --------------------------------------------------------------------------------

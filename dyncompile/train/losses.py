@@ -35,22 +35,42 @@ def default_loss(output: Any, target: Any) -> Tensor:
 
 
 def accuracy(output: Any, target: Any) -> float:
-    """Share of labels that the largest logit names right. Raises InputError without labels."""
+    """Share of labels that the largest logit names right; of probabilities the largest is the label.
+
+    Raises:
+        InputError: there are no labels, they are out of range, or no classes can be read off them.
+    """
     if not isinstance(target, Tensor):
         raise InputError("accuracy needs labels, and the data has none", fix="pass metric=")
-    logits, labels = classes_last(logits_of(output), target)
-    labels = labels.argmax(-1) if labels.is_floating_point() else labels
+    logits, labels = class_labels(logits_of(output), target)
     counted = labels != IGNORED
     right = (logits.argmax(-1) == labels) & counted
     return float(right.sum() / counted.sum().clamp(min=1))
 
 
+def class_labels(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, C] and class indices [n] to judge them by. Raises InputError where there are none."""
+    logits, labels = classes_last(logits, target)
+    labels = labels.argmax(-1) if labels.is_floating_point() else labels
+    _check_labels(labels, logits.shape[-1])
+    return logits, labels
+
+
 def classes_last(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [n, C] and labels [n]; the class axis is the last one, or axis 1 as torch has it for images."""
-    if target.is_floating_point() or logits.shape[:-1] == target.shape:
-        return logits.flatten(0, -2), target.flatten(
-            0, -2
-        ) if target.is_floating_point() else target.flatten()
+    """Logits [n, C] with labels [n], or with probabilities [n, C].
+
+    The class axis is the last one, or axis 1 as torch has it for images; of probabilities it is axis 1.
+    """
+    if target.is_floating_point():
+        if target.shape != logits.shape or target.dim() < 2 or target.shape[1] < 2:
+            raise InputError(
+                f"targets {list(target.shape)} of {target.dtype} are no class probabilities for an output of "
+                f"shape {list(logits.shape)}",
+                fix="pass metric=, higher is better, or give class indices",
+            )
+        return logits.movedim(1, -1).flatten(0, -2), target.movedim(1, -1).flatten(0, -2)
+    if logits.shape[:-1] == target.shape:
+        return logits.flatten(0, -2), target.flatten()
     moved = logits.movedim(1, -1) if logits.dim() > 1 else logits
     if moved.shape[:-1] != target.shape:
         raise InputError(f"labels {list(target.shape)} do not fit an output of shape {list(logits.shape)}")

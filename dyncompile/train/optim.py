@@ -43,13 +43,19 @@ def is_gate(name: str) -> bool:
 
 
 def trainable(dyn: DynamicModel, phase: Phase) -> Named:
-    """The parameters that a phase moves, by name; tied ones once. Raises SpecError where there are none."""
-    named = {name: p for name, p in dyn.named_parameters() if _moves(name, phase)}
+    """The parameters that a phase moves, by name; tied ones once, frozen ones stay.
+
+    Raises SpecError where there are none.
+    """
+    meant = {name: p for name, p in dyn.named_parameters() if _moves(name, phase)}
+    named = {name: p for name, p in meant.items() if p.requires_grad}
     if not named:
+        what = "none of these parameters requires gradients" if meant else "the model has no such parameters"
+        fix = "dyn.requires_grad_(True), or for those that shall move" if meant else None
         raise SpecError(
-            f"phase {phase.name!r} trains {phase.trains}, and the model has no such parameters",
+            f"phase {phase.name!r} trains {phase.trains}, and {what}",
             where=f"history {list(dyn.history)}",
-            fix="dynamize with decision nets" if phase.trains == "gates" else None,
+            fix="dynamize with decision nets" if phase.trains == "gates" and not meant else fix,
         )
     return named
 

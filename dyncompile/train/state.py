@@ -48,6 +48,11 @@ class Position:
     step: int = 0
     total: int = 0
 
+    @property
+    def begins(self) -> bool:
+        """Whether it is the beginning of a phase."""
+        return self.epoch == self.step == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Best:

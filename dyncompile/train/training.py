@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +188,17 @@ class Training:
     # -- beginning and end --------------------------------------------------------------------
 
     def start(self) -> None:
-        """Tell the trackers; every process takes process 0's weights."""
+        """Tell the trackers; every process takes process 0's weights; the metric is tried."""
         self.setting.world.start_trackers(plain_values(self.setting.plan))
         broadcast_state(self.setting.dyn, self.setting.world)
+        self._try_metric()
+
+    def _try_metric(self) -> None:
+        """One batch, so that a metric that does not fit the data is refused before anything is trained."""
+        one = self.setting
+        if one.validation is not None:
+            first = islice(one.validation.epoch(derive(one.seed, "validation")), 1)
+            evaluate(one.dyn, first, one.loss, one.metric, one.world, lambda _: None)
 
     def calibrate(self) -> Calibration | None:
         """Shift the decision nets to the recipe's target, where it has one and there is data to do it on."""
