@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dyncompile.capture import capture
-from dyncompile.errors import CheckpointError, DyncompileError
+from dyncompile.deploy.deployed import Deployed
+from dyncompile.errors import CheckpointError, DyncompileError, SpecError
 from dyncompile.files import current, replace_files
 from dyncompile.pipeline import apply_passes
 from dyncompile.program import Program
@@ -27,7 +28,6 @@ from dyncompile.runtime.model import DynamicModel
 from dyncompile.spec import parse_spec
 from dyncompile.state import STATE_PREFIX
 from dyncompile.stored import (
-    are_sizes,
     describe_network,
     is_of_a_size,
     restore_network,
@@ -35,26 +35,23 @@ from dyncompile.stored import (
     source_constants,
 )
 from dyncompile.stored.calling import describe_inputs, example_inputs
-from dyncompile.torchlib import encode_tensors
-from dyncompile.weights import SHARD_SIZE, compare_keys, is_shard_of, open_weights, write_weights
-
-FORMAT = "dyncompile"
-VERSION = 2
-"""2 added graphs, constants and shards. Whatever an older release could not read raises it.
-
-Graphs at further sizes did not: a release that does not look for them asks for the source, as it always did.
-"""
-PROGRAM, WEIGHTS, GRAPH, CONSTANTS = (
-    "program.json",
-    "model.safetensors",
-    "graph.json",
-    "constants.safetensors",
+from dyncompile.stored.casts import as_captured, cast_again, describe_casts
+from dyncompile.stored.description import (
+    CONSTANTS,
+    FORMAT,
+    GRAPH,
+    PROGRAM,
+    VERSION,
+    WEIGHTS,
+    holds_checkpoint,
+    is_ours,
+    read_description,
 )
+from dyncompile.torchlib import encode_tensors
+from dyncompile.weights import SHARD_SIZE, compare_keys, open_weights, write_weights
 
-
-def is_ours(name: str) -> bool:
-    """Whether `save` writes files of this name."""
-    return name in (PROGRAM, GRAPH) or is_shard_of(name, WEIGHTS) or is_shard_of(name, CONSTANTS)
+_TRIES = 5
+"""How often a checkpoint is read that is replaced meanwhile."""
 
 
 def save(
@@ -69,20 +66,25 @@ def save(
     A process that is killed at any point leaves what was there, or the new checkpoint.
 
     Args:
-        dyn: the model; its training mode is not stored.
+        dyn: the model; its training mode is not stored, nor that it is compiled.
         directory: where the checkpoint goes; files that are no part of one stay.
         source: how to build the source without the user's help, e.g. ``"timm:resnet50"``.
         shard_size: bytes of tensors per file; larger models are split as Hugging Face splits them.
 
     Returns:
         The directory.
+
+    Raises:
+        SpecError: it is no dynamic model, or one that was deployed.
+        CheckpointError: the directory holds weights that are not of a dynamic model.
     """
-    target = Path(directory)
+    target, model = Path(directory), _unfolded(dyn)
+    _check_place(target)
     written: set[str] = set()
 
     def fill(folder: Path) -> None:
-        weights = write_weights(folder, _plain(_distinct(dyn)[0]), WEIGHTS, shard_size)
-        description = _describe(dyn, folder, source, weights)
+        weights = write_weights(folder, _plain(_distinct(model)[0]), WEIGHTS, shard_size)
+        description = _describe(model, folder, source, weights)
         (folder / PROGRAM).write_text(json.dumps(description, indent=2, allow_nan=False) + "\n")
         written.update(path.name for path in folder.iterdir())
 
@@ -93,8 +95,32 @@ def save(
     return target
 
 
+def _unfolded(dyn: nn.Module) -> DynamicModel:
+    """The model itself, out of torch.compile's wrapper. Raises SpecError where it has none or other state."""
+    inner = getattr(dyn, "_orig_mod", dyn)
+    if isinstance(inner, Deployed):
+        raise SpecError(
+            "a deployed model has folded weights under the source's names",
+            fix="keep the model that it was deployed from, and deploy anew after loading",
+        )
+    if isinstance(inner, DynamicModel):
+        return inner
+    raise SpecError(f"{type(dyn).__name__} is no dynamic model", fix="give what dynamize returned")
+
+
+def _check_place(folder: Path) -> None:
+    """Raise CheckpointError before somebody else's weights are replaced."""
+    names = sorted(path.name for path in folder.iterdir() if is_ours(path.name)) if folder.is_dir() else []
+    if names and not holds_checkpoint(folder):
+        raise CheckpointError(
+            f"the directory holds files of another model: {', '.join(names[:5])}",
+            where=str(folder),
+            fix="name another directory, or move them away",
+        )
+
+
 def load(directory: str | os.PathLike[str], source: nn.Module | None = None) -> DynamicModel:
-    """The dynamic model that `save` wrote, in evaluation mode.
+    """The dynamic model that `save` wrote, in evaluation mode; what is being replaced is read anew.
 
     Args:
         directory: what `save` was given.
@@ -107,6 +133,29 @@ def load(directory: str | os.PathLike[str], source: nn.Module | None = None) -> 
         CheckpointError: files are missing or damaged, the source is another network, or keys do not match.
     """
     folder = Path(directory)
+    for _ in range(_TRIES):
+        found = _stamp(folder)
+        try:
+            dyn = _load(folder, source)
+        except CheckpointError:
+            if _stamp(folder) == found:
+                raise
+        else:
+            if _stamp(folder) == found:
+                return dyn
+    raise CheckpointError(f"{folder} is replaced all the time", fix="load when nobody saves to it")
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """What differs between any two saves to a folder."""
+    try:
+        status = current(folder, PROGRAM).stat()
+        return status.st_ino, status.st_mtime_ns
+    except OSError:
+        return None
+
+
+def _load(folder: Path, source: nn.Module | None) -> DynamicModel:
     description = read_description(folder)
     if source is None and description["graph"] is not None:
         dyn = _from_graph(folder, description)
@@ -119,6 +168,7 @@ def load(directory: str | os.PathLike[str], source: nn.Module | None = None) -> 
             where=f"history {description['history']}",
             fix="give the network (and the versions of its library) that the checkpoint was made from",
         )
+    cast_again(dyn, description["casts"])
     load_weights(dyn, current(folder, description["weights"]))
     return dyn.eval()
 
@@ -127,9 +177,9 @@ def reduce_to_source(dyn: DynamicModel) -> dict[str, Tensor]:
     """The source's plain state dict: its names and shapes, the present values, nothing that passes added.
 
     ``model.load_state_dict(dc.reduce_to_source(dyn))`` loads strictly into the network that `dyn` was made
-    from. Values are shared with `dyn`, as those of any state dict are.
+    from. Values are shared with `dyn`, as those of any state dict are. Raises SpecError for a deployed model.
     """
-    return {name: value for name, value in dyn.state_dict().items() if not _is_added(name)}
+    return {name: value for name, value in _unfolded(dyn).state_dict().items() if not _is_added(name)}
 
 
 def _is_added(name: str) -> bool:
@@ -150,7 +200,15 @@ def _distinct(dyn: DynamicModel) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """For files: contiguous, on the CPU, none of them within another."""
+    places: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        shared = plain.untyped_storage().data_ptr() in places
+        found[name] = plain.clone() if shared else plain
+        places.add(plain.untyped_storage().data_ptr())
+    return found
 
 
 # -- program.json -----------------------------------------------------------------------------------
@@ -168,63 +226,22 @@ def _describe(dyn: DynamicModel, folder: Path, source: str | None, weights: str)
             constants = write_weights(folder, held, CONSTANTS)
     except ValueError as error:
         remark = f"no graph is stored: {error}"
+    casts = describe_casts(dyn, dyn.captured)
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if casts else 2,
         "torch": torch.__version__,
         "source": source,
         "inputs": describe_inputs(dyn.program.signature),
         "history": list(dyn.history),
-        "fingerprint": dyn.program.fingerprint,
+        "fingerprint": dyn.program.fingerprint_in(dyn.captured),
         "weights": weights,
         "graph": graph,
         "sizes": sizes_of(dyn.program) if graph else [],
         "constants": constants,
+        "casts": casts,
         "remark": remark,
     }
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """What ``program.json`` says. Raises CheckpointError where it is missing, damaged or too new."""
-    path = current(folder, PROGRAM)
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing", fix="give the directory that dyncompile.save wrote"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if type(found) is not dict or found.get("format") != FORMAT:
-        raise CheckpointError(f"{path} does not describe a dyncompile model")
-    if type(found.get("version")) is not int or not 1 <= found["version"] <= VERSION:
-        raise CheckpointError(
-            f"{path} has format version {found.get('version')!r}, this release reads up to {VERSION}",
-            fix="update dyncompile: a newer release wrote it",
-        )
-    if found["version"] == 1:
-        found = {"weights": WEIGHTS, "graph": None, "constants": None, **found}
-    found = {"sizes": [], **found}
-    expected: dict[str, Any] = {
-        "source": str | None,
-        "inputs": dict,
-        "history": list,
-        "fingerprint": str,
-        "weights": str,
-        "graph": str | None,
-        "constants": str | None,
-    }
-    wrong = [key for key, kind in expected.items() if key not in found or not isinstance(found[key], kind)]
-    wrong += [key for key in ("weights", "graph", "constants") if not _names_ours(found.get(key))]
-    wrong += [] if are_sizes(found["sizes"]) else ["sizes"]
-    if wrong:
-        raise CheckpointError.of_all(f"{path} lacks or garbles entries", list(dict.fromkeys(wrong)))
-    return found
-
-
-def _names_ours(name: Any) -> bool:
-    """Files are named by the description, but none outside of what `save` writes is opened."""
-    return name is None or (isinstance(name, str) and is_ours(name))
 
 
 def _rebuild(description: Mapping[str, Any]) -> nn.Module:
@@ -289,7 +306,7 @@ def _source_tensors(folder: Path, description: Mapping[str, Any]) -> dict[str, T
     if description["constants"] is not None:
         with open_weights(current(folder, description["constants"])) as file:
             tensors.update({name: file.get(name) for name in file.shapes})
-    return tensors
+    return as_captured(tensors, description["casts"])
 
 
 # -- weights ----------------------------------------------------------------------------------------

@@ -277,7 +277,11 @@ class Program:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over both listings, the inputs, the choices and the state's names and shapes."""
+        """SHA-256 over both listings, the inputs, the choices and the state's names, shapes and types."""
+        return self.fingerprint_in({})
+
+    def fingerprint_in(self, dtypes: Mapping[str, torch.dtype]) -> str:
+        """The fingerprint with some of the state, by name, in other types than it has."""
         digest = hashlib.sha256()
         for leaf in self.signature.leaves:
             digest.update(repr(leaf).encode())
@@ -286,7 +290,8 @@ class Program:
         for choice in self.choices.values():
             digest.update(repr(choice).encode())
         for name, tensor in self.state.state_dict().items():
-            digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+            dtype = dtypes.get(name, tensor.dtype)
+            digest.update(f"{name}{list(tensor.shape)}{dtype}".encode())
         return digest.hexdigest()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from dyncompile.torchlib import named_modules, own_buffers, own_modules, own_parameters, transient_buffers
@@ -83,3 +85,18 @@ def share_state(state: nn.Module) -> nn.Module:
     """A structural copy of a module tree that holds the same tensor objects."""
     memo = {id(t): t for t in (*state.parameters(), *state.buffers())}
     return copy.deepcopy(state, memo)
+
+
+Dtypes = Mapping[str, torch.dtype]
+"""Name of a parameter or buffer -> its type."""
+
+
+def named_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied names included."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def dtypes_of(model: nn.Module) -> Dtypes:
+    """The types of all that a cast like ``model.bfloat16()`` moves."""
+    return {name: tensor.dtype for name, tensor in named_state(model).items() if tensor.is_floating_point()}

@@ -29,7 +29,10 @@ SHARD_SIZE = 5_000_000_000
 """Bytes of tensors per file, at most; a single larger tensor has a file of its own."""
 INDEX_SUFFIX = ".index.json"
 _SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
-_DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_DAMAGE = (
+    *(SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError),
+    RuntimeError,  # a file that is gone since its header was read
+)
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], name: str, limit: int = SHARD_SIZE) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import dyncompile as dc
-from dyncompile.checkpoint import GRAPH, PROGRAM, WEIGHTS
+from dyncompile.checkpoint import load_weights
+from dyncompile.stored.description import GRAPH, PROGRAM, WEIGHTS
 from tests import handmade
 from tests.support import ALL, FINE, Make, same, snapshot, subject
 
@@ -172,6 +174,82 @@ def test_other_files_stay_and_saving_again_replaces(folder: Path) -> None:
     dc.save(dyn, folder)
     assert sorted(path.name for path in folder.iterdir()) == [GRAPH, WEIGHTS, "notes.txt", PROGRAM, "sub"]
     assert same(snapshot(dyn), snapshot(dc.load(folder, source=handmade.plain_cnn()[0])))
+
+
+def test_weights_of_other_models_are_not_replaced(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "config.json"):
+        (other / name).write_bytes((folder / WEIGHTS).read_bytes())
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    dyn = trained(handmade.plain_cnn)
+    with pytest.raises(dc.CheckpointError, match="another model: model-00001-of-00002"):
+        dyn.save_pretrained(other)
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+def test_what_is_compiled_is_saved_and_what_is_deployed_is_refused(tmp_path: Path) -> None:
+    dyn = trained(handmade.plain_cnn)
+    compiled: Any = torch.compile(dyn)
+    assert same(snapshot(dyn), snapshot(dc.load(dc.save(compiled, tmp_path))))
+    for refused in (dc.deploy(dyn), nn.Linear(2, 2)):
+        with pytest.raises(dc.SpecError, match=r"deployed model|no dynamic model"):
+            dc.save(cast(Any, refused), tmp_path)
+        with pytest.raises(dc.SpecError, match=r"deployed model|no dynamic model"):
+            dc.reduce_to_source(cast(Any, refused))
+    assert same(snapshot(dyn), snapshot(dc.load(tmp_path)))
+
+
+def test_buffers_within_buffers(tmp_path: Path) -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            table = torch.randn(6, 4)
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("table", table)
+            self.register_buffer("first", table[0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + self.get_buffer("table").sum(0) + self.get_buffer("first")
+
+    dyn = dc.dynamize(Views(), "dsnet(divisor=1, minimum=1, gate=False)", torch.randn(2, 4))
+    assert same(snapshot(dyn), snapshot(dc.load(dc.save(dyn, tmp_path))))
+
+
+def test_what_is_replaced_while_it_is_read_is_read_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = trained(handmade.plain_cnn, f"dsnet({FINE}, per=dim)")
+    saves = [2]
+
+    def meanwhile(*given: Any) -> None:
+        if saves[0]:
+            saves[0] -= 1
+            dc.save(new, folder)
+        load_weights(*given)
+
+    monkeypatch.setattr("dyncompile.checkpoint.load_weights", meanwhile)
+    assert same(snapshot(dc.load(folder)), snapshot(new))
+    saves[0] = 100
+    with pytest.raises(dc.CheckpointError, match="all the time"):
+        dc.load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("make", [handmade.resnet, handmade.vit])
+def test_a_model_that_was_cast(make: Make, dtype: torch.dtype, tmp_path: Path) -> None:
+    spec = f"dsnet({FINE})"
+    dyn = copy.deepcopy(trained(make, spec)).to(dtype)
+    dc.save(copy.deepcopy(dyn), tmp_path)
+    x = subject(make).args[0].to(dtype)
+    for source in (None, make()[0]):
+        loaded = dc.load(tmp_path, source=source)
+        assert same(snapshot(dyn), snapshot(loaded))
+        with torch.no_grad():
+            for policy in (dc.Full(), dc.Sampled(1)):
+                assert same(dyn.run(x, policy=policy)[0], loaded.run(x, policy=policy)[0])
+        again = dc.load(dc.save(loaded, tmp_path / "again"))
+        assert same(snapshot(dyn), snapshot(again))
 
 
 @pytest.mark.parametrize("call", range(14))

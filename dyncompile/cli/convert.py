@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -10,12 +9,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dyncompile.checkpoint import FORMAT, PROGRAM, is_ours, save
+from dyncompile.checkpoint import save
 from dyncompile.cli.models import Loaded, load_model, make_dynamic
 from dyncompile.errors import CheckpointError
-from dyncompile.files import ASIDE, NEXT, current
+from dyncompile.files import ASIDE, NEXT
 from dyncompile.foreign import load_state, read_state_dict
 from dyncompile.spec import parse_specs
+from dyncompile.stored.description import holds_checkpoint, is_ours
 from dyncompile.verify import Report, verify
 
 Busy = Callable[[str], AbstractContextManager[object]]
@@ -72,7 +72,7 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError("the output exists and is no directory", where=str(folder), fix="name another")
     names = {path.name for path in folder.iterdir()}
     others = {name for name in names if not (is_ours(name) or name == NEXT or name.startswith(ASIDE))}
-    if not names or (not others and _is_ours(current(folder, PROGRAM))):
+    if not names or (not others and holds_checkpoint(folder)):
         return None
     names = others or names
     raise CheckpointError(
@@ -86,13 +86,6 @@ def _check_parent(folder: Path) -> None:
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise CheckpointError("the output directory cannot be created", where=str(folder), fix="name another")
-
-
-def _is_ours(program: Path) -> bool:
-    try:
-        return json.loads(program.read_text())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def write(loaded: Loaded, folder: Path) -> None:

@@ -14,7 +14,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from dyncompile.checkpoint import PROGRAM, read_description
 from dyncompile.cli.app import (
     METHODS,
     AsJson,
@@ -43,6 +42,7 @@ from dyncompile.report.sections import percent
 from dyncompile.report.timing_plot import TimedPoint, timing_plot
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.spec import parse_specs
+from dyncompile.stored.description import PROGRAM, read_description
 from dyncompile.train.accelerated import world
 from dyncompile.train.data import Feed, Layout, open_stream
 

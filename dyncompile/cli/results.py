@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dyncompile.checkpoint import is_ours, read_description
 from dyncompile.cli.app import AsJson, Deviation, Mean, Saved, SourceModel, app, examples
 from dyncompile.cli.data import load_data, pixels
 from dyncompile.cli.models import open_model
@@ -20,6 +19,7 @@ from dyncompile.files import current, replace_file
 from dyncompile.program import size_label
 from dyncompile.report.html import build_report
 from dyncompile.stored import is_of_a_size
+from dyncompile.stored.description import is_ours, read_description
 from dyncompile.train.history import read_history
 from dyncompile.weights import open_weights
 

@@ -9,13 +9,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dyncompile.checkpoint import read_description
 from dyncompile.cli.convert import Conversion
 from dyncompile.cli.routes import parse_route
 from dyncompile.demo import DemoResult, WidthResult
 from dyncompile.latency import Ratio
 from dyncompile.report.sections import percent, quantity
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.stored.description import read_description
 from dyncompile.verify import Report
 
 _DEMO_COLUMNS = (

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dyncompile.checkpoint import read_description, save
+from dyncompile.checkpoint import save
 from dyncompile.cli.app import AsJson, Batch, Data, Deviation, Mean, Saved, SourceModel, app, examples
 from dyncompile.cli.data import load_data, pixels
 from dyncompile.cli.models import open_model
@@ -23,6 +23,7 @@ from dyncompile.policies import Full, Learned, Policy, Smallest
 from dyncompile.report.evaluation import Evaluation, evaluate_policy
 from dyncompile.report.sections import percent
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.stored.description import read_description
 from dyncompile.train import History, Recipe, fit, recipes
 from dyncompile.train.progress import Update, describe
 

@@ -33,7 +33,7 @@ from dyncompile.runtime.segments import cut, parting
 from dyncompile.runtime.sizes import BySize
 from dyncompile.runtime.sparse import SparseRun
 from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
-from dyncompile.state import GATES, STATE_PREFIX
+from dyncompile.state import GATES, STATE_PREFIX, Dtypes, dtypes_of
 from dyncompile.variants import at, columns_of, copy_program
 
 
@@ -46,6 +46,8 @@ class DynamicModel(Pretrained, nn.Module):
     """
 
     policy: Policy
+    captured: Dtypes
+    """The types of floating-point state before any cast of the model."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -54,6 +56,7 @@ class DynamicModel(Pretrained, nn.Module):
         # The state's own dictionaries: whatever `.to()` or a load replaces in one is replaced in the other.
         for attribute in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             object.__setattr__(self, attribute, getattr(program.state, attribute))
+        self.captured = dtypes_of(self)
         self._forwards: dict[Mode, GraphForward] = {}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
         self._costs = Costs()
@@ -384,7 +387,7 @@ class DynamicModel(Pretrained, nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
         new = self._like(copy_program(self.program, memo))
         memo[id(self)] = new
-        new.policy, new.costs = self.policy, self.costs
+        new.policy, new.costs, new.captured = self.policy, self.costs, self.captured
         return new.train(self.training)
 
     def _like(self, program: Program) -> DynamicModel:

@@ -71,7 +71,8 @@ def _value(described: Any, tensor: Callable[[Any, Any], Any]) -> Any:
     raise CheckpointError(f"the checkpoint's description of inputs is damaged: {str(described)[:80]}")
 
 
-def _dtype(name: Any) -> torch.dtype:
+def read_dtype(name: Any) -> torch.dtype:
+    """The type of a name like "float32". Raises TypeError or ValueError where it is none."""
     kind = getattr(torch, name, None)
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"dtype {name!r}")
@@ -87,7 +88,7 @@ def _sizes(shape: Any) -> list[int]:
 
 def _example(shape: Any, dtype: Any, device: torch.device) -> Tensor:
     """Zeros that take no memory, whatever the file says about their size. Raises ValueError."""
-    return torch.zeros(1, dtype=_dtype(dtype), device=device).expand(_sizes(shape))
+    return torch.zeros(1, dtype=read_dtype(dtype), device=device).expand(_sizes(shape))
 
 
 # -- without the source -----------------------------------------------------------------------------
@@ -155,7 +156,7 @@ class _Shape:
 
     def __init__(self, shape: Any, dtype: Any) -> None:
         _sizes(shape)
-        self.shape, self.dtype = tuple(shape), _dtype(dtype)
+        self.shape, self.dtype = tuple(shape), read_dtype(dtype)
 
 
 def _leaf(path: Any, value: Any) -> Leaf:

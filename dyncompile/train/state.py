@@ -22,10 +22,11 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dyncompile.checkpoint import encode_weights, load_weights, read_description, save
+from dyncompile.checkpoint import encode_weights, load_weights, save
 from dyncompile.errors import CheckpointError
 from dyncompile.files import replace_file
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.stored.description import read_description
 from dyncompile.torchlib import encode_tensors, open_tensors, read_tensor
 from dyncompile.train.average import Average
 from dyncompile.train.optim import Optimizers
