@@ -121,6 +121,21 @@ def test_evaluation_is_what_the_model_does(trained: Path) -> None:
             "did you mean 'target'",
         ),
         (["train", "OUT", "--data", SETS, "-o", "x", "--set", "target"], "SpecError", "KEY=VALUE"),
+        (
+            ["train", "OUT", "--data", SETS, "-o", "x", "--set", "supernet_epochs=1.5"],
+            "SpecError",
+            "'supernet_epochs' takes int, got 1.5",
+        ),
+        (
+            ["train", "OUT", "--data", SETS, "-o", "x", "--set", "schedule=cosine"],
+            "SpecError",
+            "'schedule' takes Schedule | None, which no word can say, got 'cosine'",
+        ),
+        (
+            ["train", "OUT", "--data", SETS, "-o", "x", "--set", "base=adamw"],
+            "SpecError",
+            "words can set: target, supernet_epochs, ",
+        ),
         (["train", "OUT", "--data", "nowhere", "-o", "x"], "SpecError", "neither a folder nor a function"),
         (["eval", "OUT", "--data", SETS, "--policy", "best"], "SpecError", "learned"),
         (["eval", "nowhere", "--data", SETS], "CheckpointError", "program.json is missing"),

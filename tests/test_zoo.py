@@ -188,9 +188,10 @@ def test_inputs_are_tried_from_the_first_layer(model: nn.Module, shape: tuple[in
 )
 def test_overrides_count_more_than_the_configuration_of_a_name(spec: str, shape: tuple[int, ...]) -> None:
     source = load(spec)
-    assert source.model.pretrained_cfg["input_size"] == (3, 224, 224)
+    model: Any = source.model
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224)
     assert tuple(source.args[0].shape) == shape
-    source.model(*source.args)
+    model(*source.args)
 
 
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.Bilinear(3, 4, 5)])
