@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,6 +51,8 @@ _COUNTER = "num_batches_tracked"
 
 def read_state_dict(path: str | os.PathLike[str], entry: str | None = None) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, without a wrapper's entry and without a wrapper's prefix.
+
+    What the prefix is taken off may be the model's own attribute of that name: `load_state` puts it back.
 
     Args:
         path: a file, an index of shards, or a folder that holds one of `FOLDER`.
@@ -126,11 +128,16 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _within(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """`state` without the attribute that a wrapping module (Lightning's ``self.net``) puts before all."""
-    firsts = {name.partition(".")[0] for name in state}
-    bare = {name.partition(".")[2]: value for name, value in state.items()}
-    fits = any(name in wanted for name in state)
-    return bare if len(firsts) == 1 and not fits and any(name in wanted for name in bare) else state
+    """`state` under the names that fit best: as they are, with or without an attribute before all.
+
+    With: the model's own attribute has a wrapper's name (``module``), which reading took for a wrapper.
+    Without: that of a wrapping module (Lightning's ``self.net``).
+    """
+    own = _prefix(wanted)
+    named = [state, {own + name: value for name, value in state.items()}]
+    if len({name.partition(".")[0] for name in state}) == 1:
+        named.append({name.partition(".")[2]: value for name, value in state.items()})
+    return max(named, key=lambda one: sum(name in wanted for name in one))
 
 
 # -- reading ----------------------------------------------------------------------------------------
@@ -275,10 +282,16 @@ def _is_entry(name: Any, value: Any) -> bool:
 
 
 def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = _prefix(state)
+    return {name.removeprefix(prefix): value for name, value in state.items()}
+
+
+def _prefix(names: Collection[str]) -> str:
+    """What looks like a wrapper's before all of the names; empty for nothing."""
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            return _unprefixed({name.removeprefix(prefix): value for name, value in state.items()})
-    return state
+        if names and all(name.startswith(prefix) for name in names):
+            return prefix + _prefix([name.removeprefix(prefix) for name in names])
+    return ""
 
 
 # -- fitting ----------------------------------------------------------------------------------------

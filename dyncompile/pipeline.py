@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dyncompile.analysis.facts import Facts, analyze
 from dyncompile.capture import capture
+from dyncompile.capture.check import check_module
 from dyncompile.collector import paused_collector
 from dyncompile.errors import NoSiteError
 from dyncompile.plan import Plan, Rejection, Site
@@ -59,7 +60,7 @@ def dynamize(
         model: any eager module that torch.export can trace; it stays as it is.
         method: a registered name, a spec string such as ``"dsnet(per=stage)"``, a pass, or a list of these.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; None looks for them
-            (timm's `pretrained_cfg`, a Hugging Face config, else tries the first layer).
+            (timm's `pretrained_cfg` if that runs, a Hugging Face config, else tries the first layer).
         **config: fields of the pass, where `method` names one.
 
     Returns:
@@ -79,7 +80,10 @@ def dynamize(
 
 def call_of(model: nn.Module, given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """(positional, keyword) example inputs: as given, or what the model says about itself."""
-    return example_inputs(model) if given is None else as_inputs(given)
+    if given is not None:
+        return as_inputs(given)
+    check_module(model)  # before anything runs: a compiled model would compile at every size that is tried
+    return example_inputs(model)
 
 
 def apply_passes(program: Program, passes: Sequence[Pass]) -> Program:

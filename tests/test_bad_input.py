@@ -60,6 +60,12 @@ def test_compiled_module() -> None:
     assert "_orig_mod" in str(caught.value)
 
 
+def test_compiled_module_is_not_run_to_find_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dyncompile.pipeline.example_inputs", lambda model: pytest.fail("it ran"))
+    compiled: Any = torch.compile(conv_net()[0])
+    assert "already compiled" in refused(dc.CaptureError, compiled, None)
+
+
 def test_branch_on_values_names_the_users_line() -> None:
     message = refused(dc.CaptureError, *handmade.control_flow())
     assert "branches on the values of a tensor" in message

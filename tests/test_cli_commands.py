@@ -121,21 +121,51 @@ def test_evaluation_is_what_the_model_does(trained: Path) -> None:
             "did you mean 'target'",
         ),
         (["train", "OUT", "--data", SETS, "-o", "x", "--set", "target"], "SpecError", "KEY=VALUE"),
+        (
+            ["train", "OUT", "--data", SETS, "-o", "x", "--set", "supernet_epochs=1.5"],
+            "SpecError",
+            "'supernet_epochs' takes int, got 1.5",
+        ),
+        (
+            ["train", "OUT", "--data", SETS, "-o", "x", "--set", "schedule=cosine"],
+            "SpecError",
+            "'schedule' takes Schedule | None, which no word can say, got 'cosine'",
+        ),
+        (
+            ["train", "OUT", "--data", SETS, "-o", "x", "--set", "base=adamw"],
+            "SpecError",
+            "words can set: target, supernet_epochs, ",
+        ),
         (["train", "OUT", "--data", "nowhere", "-o", "x"], "SpecError", "neither a folder nor a function"),
         (["eval", "OUT", "--data", SETS, "--policy", "best"], "SpecError", "learned"),
         (["eval", "nowhere", "--data", SETS], "CheckpointError", "program.json is missing"),
         (["specialize", "OUT", "-o", "x.pt2", "-r", "widht=0.5"], "RouteError", "did you mean 'width'"),
         (["specialize", "OUT", "-o", "x.pt2", "-r", "width=0.6"], "RouteError", "smallest, 0.25, 0.5"),
         (["export", "OUT", "-o", "x.txt"], "SpecError", "end it in .onnx or .pt2"),
+        (["export", "OUT", "-o", "x.onnx", "--format", "xml"], "SpecError", "choose onnx or pt2 or bundle"),
+        (
+            ["export", "OUT", "-o", "x", "--format", "bundle", "--smallest"],
+            "SpecError",
+            "a bundle holds the static networks of all routes",
+        ),
+        (
+            ["specialize", "OUT", "-o", "x.onnx", "--smallest"],
+            "SpecError",
+            "dyncompile export with --smallest or --route writes .onnx",
+        ),
         (["inspect", "nowhere"], "CheckpointError", "program.json is missing"),
         (["report", "nowhere"], "CheckpointError", "program.json is missing"),
         (["bench", "nowhere"], "CheckpointError", "program.json is missing"),
+        (["bench", "OUT", "--plot", "nodir/x.svg"], "InputError", "create nodir, or name another"),
+        (["report", "OUT", "-o", "nodir/x.html"], "InputError", "create nodir, or name another"),
     ],
 )
 def test_what_users_get_wrong(
     words: list[str], kind: str, said: str, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for work in ("measuring.timed", "results.build_report", "deployment.specialized"):
+        monkeypatch.setattr(f"dyncompile.cli.{work}", lambda *_, **__: pytest.fail("it was refused too late"))
     assert said in failed(run(*(str(out) if word == "OUT" else word for word in words)), 2, kind)
     assert list(tmp_path.iterdir()) == []
 

@@ -278,6 +278,9 @@ def test_bundles_have_finitely_many_routes(tmp_path: Path) -> None:
         dc.export(subject(handmade.resnet).dynamic("lcnet"), tmp_path / "a", "bundle")
     with pytest.raises(SpecError, match="no decision net"):
         dc.export(tiny("dsnet(gate=False)"), tmp_path / "a", "bundle")
+    net = tiny("dsnet(gate=False)")
+    with pytest.raises(SpecError, match="no single route can be asked of it"):
+        dc.export(net, tmp_path / "a", "bundle", route=net.route(0))
     with pytest.raises(SpecError, match="256 routes are too many"):
         dc.export(subject(handmade.resnet).dynamic(f"dsnet({FINE}, per=block)"), tmp_path / "a", "bundle")
     assert not list(tmp_path.iterdir())

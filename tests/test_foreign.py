@@ -171,6 +171,23 @@ def test_counters_of_old_batch_norms_may_be_left_out(state: dict[str, Tensor]) -
     load_state(conv_net()[0], {name: v for name, v in state.items() if "num_batches" not in name})
 
 
+class Wrapped(nn.Module):
+    """Its one attribute has the name that DataParallel's has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = conv_net()[0]
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "net."])
+def test_attribute_with_a_wrappers_name_is_kept(prefix: str, tmp_path: Path) -> None:
+    state, model = state_of(Wrapped()), Wrapped()
+    assert not equal(state_of(model), state)
+    torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "w.pth")
+    load_state(model, read_state_dict(tmp_path / "w.pth"))
+    assert equal(state_of(model), state)
+
+
 class Positions(nn.Linear):
     """Holds a buffer that it makes itself, as Hugging Face's embeddings do; older releases stored it."""
 

@@ -92,6 +92,23 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", "{", "config.json cannot be read: .*not a valid JSON"),
+        ("config.json", '{"model_type": "nope"}', "config.json cannot be read: .*`nope`"),
+        ("config.json", '{"model_type": "bert", "hidden_size": "wide"}', "expected int, got str"),
+        ("model.safetensors", "no weights", "the model cannot be made: .*header"),
+    ],
+)
+def test_damaged_folder_is_named(file: str, content: str, says: str, tmp_path: Path) -> None:
+    load(TINY_BERT).model.save_pretrained(tmp_path)  # pyright: ignore[reportCallIssue]
+    (tmp_path / file).write_text(content)
+    with pytest.raises(SpecError, match=says) as raised:
+        load(f"hf:{tmp_path}")
+    assert "save_pretrained" in (raised.value.fix or "")
+
+
+@pytest.mark.parametrize(
     ("spec", "says"),
     [
         ("resnet50", "not a model specification"),
@@ -160,6 +177,21 @@ def test_inputs_are_tried_from_the_first_layer(model: nn.Module, shape: tuple[in
     assert (tuple(x.shape), kwargs, model.training) == (shape, {}, True)
     assert not x.is_floating_point() or x.dtype == next(model.parameters()).dtype
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ("timm:resnet18?in_chans=1", (2, 1, 224, 224)),
+        ("timm:vit_tiny_patch16_224?img_size=32&depth=1", (2, 3, 32, 32)),
+    ],
+)
+def test_overrides_count_more_than_the_configuration_of_a_name(spec: str, shape: tuple[int, ...]) -> None:
+    source = load(spec)
+    model: Any = source.model
+    assert model.pretrained_cfg["input_size"] == (3, 224, 224)
+    assert tuple(source.args[0].shape) == shape
+    model(*source.args)
 
 
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.Bilinear(3, 4, 5)])

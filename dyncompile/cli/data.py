@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from dyncompile.cli.folders import images_by_class, parts_of
 from dyncompile.cli.models import find_modules_here
 from dyncompile.errors import InputError, SpecError
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.zoo.loaders import call_function
 from dyncompile.zoo.third_party import third_party
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _HELD_OUT = 10
 """Of a folder that is not split every tenth image of a class validates."""
 
@@ -67,23 +68,21 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     """Images in one folder per class, as [C, H, W] in the size and channels that the model takes.
 
     Args:
-        folder: its subfolders, sorted by name, are the classes.
+        folder: its subfolders, sorted by name, are the classes; hidden ones are none.
         shape: (C, H, W); C is 1 or 3.
         scale: how a pixel becomes a number.
+        classes: those of the training part, whose places are the labels here too; some may have no images.
+
+    Raises:
+        InputError: no image, an empty or an unknown class, or a model that takes no such images.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int], scale: Pixels) -> None:
-        self.classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        self.files = [
-            (path, label)
-            for label, name in enumerate(self.classes)
-            for path in sorted((folder / name).rglob("*"))
-            if path.suffix.lower() in _SUFFIXES
-        ]
-        if not self.files:
-            raise InputError(
-                "there is no image in a subfolder", where=str(folder), fix="store CLASS/NAME.png"
-            )
+    def __init__(
+        self, folder: Path, shape: tuple[int, int, int], scale: Pixels, classes: Sequence[str] | None = None
+    ) -> None:
+        found = images_by_class(folder, classes)
+        self.classes = list(found)
+        self.files = [(path, label) for label, images in enumerate(found.values()) for path in images]
         if shape[0] not in (1, 3):
             raise InputError(
                 f"the model takes {shape[0]} channels, image files have 1 or 3", where=str(folder)
@@ -153,7 +152,7 @@ def load_data(spec: str, dyn: DynamicModel, scale: Pixels | None = None) -> Data
 
     Raises:
         SpecError: it names neither a folder nor a function.
-        InputError: the folder holds no images, or the model takes none.
+        InputError: the folder holds no images, or not in classes and parts, or the model takes none.
     """
     folder = Path(spec)
     if folder.is_dir():
@@ -171,13 +170,12 @@ def load_data(spec: str, dyn: DynamicModel, scale: Pixels | None = None) -> Data
 def _folder(folder: Path, dyn: DynamicModel, scale: Pixels) -> Datasets:
     shape = _image_shape(dyn)
 
-    def opened(place: Path) -> ImageFolder:
-        return ImageFolder(place, shape, scale)
-
-    validation = next((folder / n for n in ("val", "validation", "test") if (folder / n).is_dir()), None)
-    if (folder / "train").is_dir():
-        return Datasets(opened(folder / "train"), None if validation is None else opened(validation))
-    whole = opened(folder)
+    parts = parts_of(folder)
+    if parts is not None:
+        train = ImageFolder(parts[0], shape, scale)
+        held_out = None if parts[1] is None else ImageFolder(parts[1], shape, scale, train.classes)
+        return Datasets(train, held_out)
+    whole = ImageFolder(folder, shape, scale)
     held = list(range(0, len(whole), _HELD_OUT))
     kept = [i for i in range(len(whole)) if i % _HELD_OUT]
     return Datasets(Subset(whole, kept), Subset(whole, held)) if kept else Datasets(whole, None)

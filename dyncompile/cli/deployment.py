@@ -15,7 +15,7 @@ from dyncompile.cli.output import busy, errors_as_panels, say
 from dyncompile.cli.routes import parse_route
 from dyncompile.deploy import export as export_model
 from dyncompile.deploy import specialize as specialized
-from dyncompile.deploy.exports.formats import BUNDLE, FORMATS
+from dyncompile.deploy.exports.formats import BUNDLE, FORMATS, check_format
 from dyncompile.deploy.exports.static import Written, write_static
 from dyncompile.errors import SpecError
 from dyncompile.program import Route
@@ -41,6 +41,11 @@ def specialize(
 ) -> None:
     """Fold a route into a plain static network (.pt2), and say what it costs."""
     with errors_as_panels():
+        if output.suffix != ".pt2":
+            raise SpecError(
+                f"specialize writes .pt2, and {output.name} does not end so",
+                fix="name it FILE.pt2; dyncompile export with --smallest or --route writes .onnx",
+            )
         _take_out(model, output, route, smallest, source, "pt2", as_json)
 
 
@@ -70,8 +75,9 @@ def export(
     """
     with errors_as_panels():
         chosen = file_format or output.suffix.removeprefix(".")
-        if chosen not in (*FORMATS, BUNDLE):
+        if file_format is None and chosen not in (*FORMATS, BUNDLE):
             raise SpecError(f"{output.name} names no format", fix=f"end it in .{' or .'.join(FORMATS)}")
+        check_format(chosen, FORMATS if route or smallest else (*FORMATS, BUNDLE))
         if route or smallest:
             _take_out(model, output, route, smallest, source, chosen, as_json)
         else:

@@ -28,10 +28,10 @@ from dyncompile.cli.app import (
 )
 from dyncompile.cli.data import load_data, pixels
 from dyncompile.cli.models import load_model, make_dynamic, open_model
-from dyncompile.cli.output import busy, errors_as_panels, progress, say, show
+from dyncompile.cli.output import busy, check_file, errors_as_panels, progress, say, show, write_file
 from dyncompile.cli.routes import uniform_routes
 from dyncompile.deploy import deploy
-from dyncompile.files import current, replace_file
+from dyncompile.files import current
 from dyncompile.latency import Latency, Profile, Ratio
 from dyncompile.latency import profile as profiled
 from dyncompile.latency.bench import Reference, Timing
@@ -146,6 +146,8 @@ def bench(
     and no decision net is asked.
     """
     with errors_as_panels():
+        if plot is not None:
+            check_file(plot)
         torch.set_num_threads(threads)
         with busy(f"loading {model}"):
             dyn = open_model(model, source)
@@ -167,7 +169,7 @@ def bench(
             )
         if plot is not None:
             points = [TimedPoint(row.name, row.group, row.share, row.latency.wall) for row in rows]
-            replace_file(plot, timing_plot(points, f"{model}, batch {batch_size}").encode())
+            write_file(plot, timing_plot(points, f"{model}, batch {batch_size}"))
         say(json.dumps([asdict(row) for row in rows], indent=2) if as_json else _told(rows))
 
 

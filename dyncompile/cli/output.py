@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,7 +27,8 @@ from rich.progress import (
 from rich.text import Text
 
 from dyncompile.demo import Watch
-from dyncompile.errors import ContractError, DyncompileError
+from dyncompile.errors import ContractError, DyncompileError, InputError
+from dyncompile.files import replace_file
 
 out = Console()
 """Results. Like any console of rich it looks up `sys.stdout` at every use."""
@@ -56,6 +58,26 @@ def create_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DyncompileError(f"the output directory cannot be created: {error}", where=str(folder)) from None
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError if no file could be written there later: before what takes long."""
+    if path.is_dir():
+        raise InputError("a directory has the name of the file", where=str(path), fix="name another file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(
+            "the file cannot be written: its directory is missing or write-protected",
+            where=str(path),
+            fix=f"create {path.parent}, or name another",
+        )
+
+
+def write_file(path: Path, content: str) -> None:
+    """Replace a file as a whole. Raises InputError where the disk refuses it."""
+    try:
+        replace_file(path, content.encode())
+    except OSError as error:
+        raise InputError(f"the file cannot be written: {error}", where=str(path)) from None
 
 
 def busy(doing: str) -> AbstractContextManager[object]:

@@ -12,10 +12,9 @@ import typer
 from dyncompile.cli.app import AsJson, Deviation, Mean, Saved, SourceModel, app, examples
 from dyncompile.cli.data import load_data, pixels
 from dyncompile.cli.models import open_model
-from dyncompile.cli.output import busy, errors_as_panels, progress, say
+from dyncompile.cli.output import busy, check_file, errors_as_panels, progress, say, write_file
 from dyncompile.cli.training import TRAINING
-from dyncompile.errors import InputError
-from dyncompile.files import current, replace_file
+from dyncompile.files import current
 from dyncompile.program import size_label
 from dyncompile.report.html import build_report
 from dyncompile.stored import is_of_a_size
@@ -123,16 +122,14 @@ def report(
     with errors_as_panels():
         with busy(f"loading {model}"):
             dyn = open_model(model, source)
+        path = output or model / "report.html"
+        check_file(path)
         named = read_description(model)["source"]
         sets = None if data is None else load_data(data, dyn, pixels(mean, deviation, named))
         chosen = None if sets is None else sets.measured
         with progress() as watch:
             title, history = named or model.resolve().name, read_history(model / TRAINING, "")
             page = build_report(dyn, chosen, history, title=title, watch=watch)
-        path = output or model / "report.html"
-        try:
-            replace_file(path, page.encode())
-        except OSError as error:
-            raise InputError(f"the page cannot be written: {error}", where=str(path)) from None
+        write_file(path, page)
         found = {"file": str(path), "bytes": path.stat().st_size}
         say(json.dumps(found, indent=2) if as_json else f"written: {path}")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,6 +16,7 @@ from dyncompile.cli.app import AsJson, Batch, Data, Deviation, Mean, Saved, Sour
 from dyncompile.cli.data import load_data, pixels
 from dyncompile.cli.models import open_model
 from dyncompile.cli.output import busy, create_folder, err, errors_as_panels, say
+from dyncompile.cli.settings import read_settings
 from dyncompile.errors import InputError, SpecError
 from dyncompile.policies import Full, Learned, Policy, Smallest
 from dyncompile.report.evaluation import Evaluation, evaluate_policy
@@ -139,34 +138,14 @@ def default_recipe(dyn: DynamicModel) -> str:
 
 
 def make_recipe(name: str, settings: Sequence[str]) -> Recipe:
-    """A recipe from ``key=value`` words; values are Python literals, or text. Raises SpecError."""
+    """A recipe from ``key=value`` words. Raises SpecError."""
     known = dir(recipes)
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         fix = f"did you mean {near[0]!r}?" if near else f"recipes are: {', '.join(known)}"
         raise SpecError(f"there is no recipe {name!r}", fix=fix)
     function = getattr(recipes, name)
-    values = dict(map(_setting, settings))
-    fields = inspect.signature(function).parameters
-    unknown = [key for key in values if key not in fields]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], list(fields), 1)
-        fix = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(fields)}"
-        raise SpecError(f"recipe {name!r} has no setting {', '.join(map(repr, unknown))}", fix=fix)
-    try:
-        return function(**values)
-    except TypeError as error:
-        raise SpecError(f"recipe {name!r}: {error}") from None
-
-
-def _setting(word: str) -> tuple[str, Any]:
-    key, equals, value = word.partition("=")
-    if not equals:
-        raise SpecError(f"{word!r} is not KEY=VALUE", fix="for example --set target=0.4")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    return function(**read_settings(function, settings, f"recipe {name!r}"))
 
 
 def _summary(history: History, output: Path) -> dict[str, Any]:

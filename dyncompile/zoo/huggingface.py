@@ -38,18 +38,40 @@ def model(spec: ModelSpec, build: Build) -> nn.Module:
 
 
 def _stored(spec: ModelSpec, folder: Path, build: Build) -> nn.Module:
-    transformers = third_party("transformers")
     if not (folder / "config.json").is_file():
         fix = "give a folder that save_pretrained wrote"
         raise SpecError(f"{folder} holds no config.json", where=str(spec), fix=fix)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    cls = _architecture(spec, folder)
     options = dict(spec.overrides) | {"local_files_only": True, "use_safetensors": True}
     try:
         return build(spec, lambda: cls.from_pretrained(folder, **options))
+    except SpecError:
+        raise
     except OSError as error:
         fix = "store the weights as safetensors: pickled weights are not read"
         raise SpecError(f"{folder}: {error}", where=str(spec), fix=fix) from error
+    except Exception as error:  # the files may be damaged in any way
+        raise _unreadable("the model cannot be made", error, spec) from error
+
+
+def _architecture(spec: ModelSpec, folder: Path) -> Any:
+    """The class that the folder's configuration names, else what transformers takes for its kind."""
+    transformers = third_party("transformers")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the file may be damaged in any way
+        raise _unreadable("config.json cannot be read", error, spec) from error
+    cls = getattr(transformers, str((config.architectures or ["AutoModel"])[0]), None)
+    return cls if isinstance(cls, type) and issubclass(cls, nn.Module) else transformers.AutoModel
+
+
+def _unreadable(what: str, error: Exception, spec: ModelSpec) -> SpecError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return SpecError(
+        f"{what}: {' '.join(lines[:2]) or type(error).__name__}",
+        where=str(spec),
+        fix="give a folder whose config.json and model.safetensors save_pretrained wrote for one model",
+    )
 
 
 def _class(spec: ModelSpec) -> Any:

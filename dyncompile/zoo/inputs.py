@@ -1,13 +1,15 @@
 """Example inputs that a model accepts, read from what the model says about itself.
 
 timm's ``pretrained_cfg`` and Hugging Face's ``config`` are read as attributes, so neither library is needed.
-A model that says nothing is tried on inputs that would fit its first layer.
+A model that says nothing is tried on inputs that would fit its first layer, and so is one of timm's that was
+made for other images than its configuration says (``in_chans``, ``img_size``).
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -47,17 +49,14 @@ def example_inputs(model: nn.Module, batch: int = 2) -> Inputs:
     Raises:
         SpecError: the model names no input size and nothing that fits its first layer runs.
     """
-    args, kwargs = _described(model, batch) or _tried(model, batch)
+    args, kwargs = _huggingface(model, batch) or _tried(model, batch)
     place = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return tuple(_like(value, place) for value in args), {key: _like(v, place) for key, v in kwargs.items()}
 
 
-def _described(model: nn.Module, batch: int) -> Inputs | None:
-    timm = cast(Mapping[str, Any] | None, getattr(model, "pretrained_cfg", None))
-    if timm and timm.get("input_size"):
-        return (images(batch, *timm["input_size"]),), {}
+def _huggingface(model: nn.Module, batch: int) -> Inputs | None:
     if hasattr(model, "config") and hasattr(model, "main_input_name"):
-        return (), dict(_huggingface(model, cast(Any, model.config), batch))
+        return (), dict(_keywords(model, cast(Any, model.config), batch))
     return None
 
 
@@ -67,7 +66,7 @@ def _like(value: Any, place: Tensor) -> Any:
     return value.to(place.device, place.dtype if value.is_floating_point() else value.dtype)
 
 
-def _huggingface(model: nn.Module, config: Any, batch: int) -> Iterator[tuple[str, Any]]:
+def _keywords(model: nn.Module, config: Any, batch: int) -> Iterator[tuple[str, Any]]:
     """The keyword inputs that ``forward`` takes, by their names in Hugging Face's convention."""
     accepted = inspect.signature(model.forward).parameters
     if "pixel_values" in accepted:
@@ -116,7 +115,7 @@ def _padding(batch: int) -> Tensor:
 def _tried(model: nn.Module, batch: int) -> Inputs:
     trial = copy.deepcopy(model).eval()
     place = next(iter(model.parameters()), torch.empty(0))
-    for candidate in _fitting(model, batch):
+    for candidate in itertools.chain(_of_timm(model, batch), _fitting(model, batch)):
         if _runs(trial, _like(candidate, place)):
             return (candidate,), {}
     fix = "pass example_inputs: a tensor, a tuple of positional or a dict of keyword inputs"
@@ -130,6 +129,13 @@ def _runs(model: nn.Module, candidate: Tensor) -> bool:
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         return False
     return True
+
+
+def _of_timm(model: nn.Module, batch: int) -> Iterator[Tensor]:
+    """What a model of its name was trained on."""
+    known = cast(Mapping[str, Any] | None, getattr(model, "pretrained_cfg", None))
+    if known and known.get("input_size"):
+        yield images(batch, *known["input_size"])
 
 
 def _fitting(model: nn.Module, batch: int) -> Iterator[Tensor]:

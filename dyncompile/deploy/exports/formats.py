@@ -44,6 +44,11 @@ class Call:
 
 def check_format(name: str, known: Sequence[str] = FORMATS) -> None:
     """Raises SpecError for an unknown format, or where what writes it is not installed."""
+    if name == BUNDLE and name not in known:
+        raise SpecError(
+            "a bundle holds the static networks of all routes, and no single route can be asked of it",
+            fix=f"leave the route out, or choose {' or '.join(known)}",
+        )
     if name not in known:
         raise SpecError(f"{name!r} is no format of an export", fix=f"choose {' or '.join(known)}")
     if name == "pt2":
