@@ -110,7 +110,8 @@ class Macs:
 
     def __init__(self, program: Program, costs: Mapping[str, Polynomial], *, deciding: bool = False) -> None:
         self._choices = program.choices
-        self._terms = _terms(program, costs, deciding=deciding)
+        with torch.inference_mode(False):  # gradients may pass later, wherever this is asked for first
+            self._terms = _terms(program, costs, deciding=deciding)
 
     @property
     def choices(self) -> frozenset[str]:

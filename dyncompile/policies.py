@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dyncompile.errors import RouteError
+from dyncompile.errors import RouteError, SpecError
 from dyncompile.program import Choice, Domain, Route, Selection
 from dyncompile.seeds import generator_of
 
@@ -165,6 +165,10 @@ class Learned:
     hard: bool = True
     noise: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.tau > 0:
+            raise SpecError(f"a temperature is above 0, got {self.tau}")
+
     def decide(self, choice: Choice, rows: int, logits: Tensor | None) -> Tensor:
         """Decisions of the logits [rows, width]."""
         if logits is None:
@@ -255,10 +259,17 @@ def _uniform(like: Tensor) -> Tensor:
 
 
 def route_of(choices: Mapping[str, Choice], columns: Mapping[str, int] | int, rows: int = 1) -> Route:
-    """A one-hot route from column numbers: one for all choices, or one per choice name (others at full)."""
+    """A one-hot route from column numbers: one for all choices, or one per choice name (others at full).
+
+    Raises RouteError for choices and columns that do not exist.
+    """
     out: dict[str, Tensor] = {}
     for choice in choices.values():
         column = columns if isinstance(columns, int) else columns.get(choice.name)
+        if column is not None and not -choice.width <= column < choice.width:
+            raise RouteError(
+                f"choice {choice.name!r} has {choice.width} columns, and none is number {column}"
+            )
         row = choice.full if column is None else choice.row(range(choice.width)[column])
         out[choice.name] = torch.tensor([row]).expand(rows, -1)
     unknown = set[str]() if isinstance(columns, int) else set(columns) - set(choices)

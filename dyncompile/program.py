@@ -110,7 +110,7 @@ class Choice:
         return tuple(float(i == index) for i in range(self.width))
 
     def check(self, rows: Tensor) -> Tensor:
-        """`rows` [B, width] if every row lies in the domain; raises RouteError."""
+        """`rows` [B, width] as floating-point numbers if every row lies in the domain; raises RouteError."""
         if rows.dim() != 2 or rows.shape[1] != self.width:
             raise RouteError(
                 f"choice {self.name!r} takes rows [B, {self.width}], got shape {list(rows.shape)}",
@@ -118,7 +118,7 @@ class Choice:
             )
         if not bool(_in_domain(self.domain, rows).all()):
             raise RouteError(f"a row of choice {self.name!r} is outside its domain ({self.domain.value})")
-        return rows
+        return rows if rows.is_floating_point() else rows.float()
 
 
 def _in_domain(domain: Domain, rows: Tensor) -> Tensor:

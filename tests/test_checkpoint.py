@@ -371,7 +371,7 @@ def test_a_model_without_a_named_source_or_a_graph_asks_for_it(folder: Path) -> 
     ("change", "text"),
     [
         (lambda d: d.update(format="other"), "does not describe a dyncompile model"),
-        (lambda d: d.update(version=99), "has format version 99, this release reads up to 2"),
+        (lambda d: d.update(version=99), "has format version 99, this release reads up to 3"),
         (lambda d: d.update(version="1"), "has format version '1'"),
         (lambda d: d.pop("history"), "lacks or garbles entries (1):\n  - history"),
         (lambda d: d.update(history={}, fingerprint=7), "lacks or garbles entries (2)"),

@@ -28,6 +28,9 @@ Compiler = Callable[[fx.Graph, str, nn.Module], GraphForward]
 _Slot = tuple[dict[str, Any], str]
 """Where a tensor is registered: a module's live dictionary, and its key there."""
 
+_STATE = "dyn_state_tensors"
+"""A name that no argument of the source has."""
+
 _BATCH_NORM = torch.ops.aten.batch_norm.default
 
 
@@ -73,7 +76,7 @@ def _with_state_as_input(source: fx.Graph) -> tuple[fx.Graph, list[str]]:
     graph = copy_graph(source)
     first = next(iter(graph.nodes))
     with graph.inserting_before(first):
-        tensors = graph.placeholder("tensors")
+        tensors = graph.placeholder(_STATE)
     slots: dict[str, int] = {}
     for node in [n for n in graph.nodes if n.op == "get_attr"]:
         at = slots.setdefault(str(node.target), len(slots))

@@ -36,7 +36,8 @@ def mask(
     """
     kept_rows: Tensor | None = None
     for decision, table in zip(decisions, tables, strict=True):
-        positions = decision.rows.to(like.device) @ _indicator(*table, like.device)
+        rows = decision.rows.to(like.device)
+        positions = rows @ _indicator(*table, like.device).to(rows.dtype)
         kept_rows = positions if kept_rows is None else kept_rows * positions
     assert kept_rows is not None
     per_row = like.shape[batch] // max(len(kept_rows) * outer, 1)

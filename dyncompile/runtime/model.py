@@ -25,6 +25,7 @@ from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.dense import densify, unmaskable
 from dyncompile.runtime.flat import Flat, flatten, side_by_side
 from dyncompile.runtime.grouping import Channels, Costs
+from dyncompile.runtime.hosting import Hosting
 from dyncompile.runtime.record import Execution as Execution
 from dyncompile.runtime.record import Record as Record
 from dyncompile.runtime.rows import merge_outputs
@@ -32,12 +33,19 @@ from dyncompile.runtime.segment import Segment
 from dyncompile.runtime.segments import cut, parting
 from dyncompile.runtime.sizes import BySize
 from dyncompile.runtime.sparse import SparseRun
-from dyncompile.runtime.steering import Deciding, check_names, group_rows, plan_route
+from dyncompile.runtime.steering import (
+    Deciding,
+    check_names,
+    group_rows,
+    is_relaxed,
+    plan_route,
+    relaxed_error,
+)
 from dyncompile.state import GATES, STATE_PREFIX, Dtypes, dtypes_of
 from dyncompile.variants import at, columns_of, copy_program
 
 
-class DynamicModel(Pretrained, nn.Module):
+class DynamicModel(Pretrained, Hosting):
     """A network with decision points. At `Full` it equals the network that it was made from, bit for bit.
 
     It has the source's parameters and buffers under the source's names; what passes added lies under
@@ -53,15 +61,13 @@ class DynamicModel(Pretrained, nn.Module):
         super().__init__()
         self.program = program
         self.policy = Learned()
-        # The state's own dictionaries: whatever `.to()` or a load replaces in one is replaced in the other.
-        for attribute in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            object.__setattr__(self, attribute, getattr(program.state, attribute))
-        self.captured = dtypes_of(self)
+        self.captured = dtypes_of(program.state)
         self._forwards: dict[Mode, GraphForward] = {}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
         self._costs = Costs()
         self._dense: dict[Mode, GraphForward] = {}
         self.by_size = program.variants and BySize(program, self._sizes(program))
+        self.host(program.state)
 
     def _sizes(self, program: Program) -> list[DynamicModel]:
         """A model per size of the input that a choice decides, over the same state."""
@@ -112,7 +118,8 @@ class DynamicModel(Pretrained, nn.Module):
             policy: who decides.
             execution: "sparse" groups rows by decision and runs each group at its own sizes; "dense" runs all
                 rows at full size and masks what decisions drop, so that gradients reach decision nets. They
-                agree on hard decisions. "auto" is dense where a decision net is being trained.
+                agree on hard decisions. "auto" is dense where a decision net is being trained, or decisions
+                are relaxed.
 
         Raises:
             InputError: the inputs do not fit what was captured.
@@ -130,8 +137,11 @@ class DynamicModel(Pretrained, nn.Module):
         if self.by_size is not None:
             return self.by_size.run(self.mode, flat, rows, policy, execution)
         asks = policy.reads_gates and bool(self.gated)
-        if execution == "dense" or (execution == "auto" and asks and self._trains_gates()):
+        relaxes = asks and is_relaxed(policy, self.choices)
+        if execution == "dense" or (execution == "auto" and asks and (relaxes or self._trains_gates())):
             return self._run_dense(flat, rows, policy)
+        if relaxes:
+            raise relaxed_error(policy)
         planned: Route = {} if asks else plan_route(policy, self.choices, rows)
         groups = [] if asks else group_rows(planned, self.choices, rows, self._parting)
         parts = len(groups) != 1 or self._leaves(planned) or self._picks(planned)

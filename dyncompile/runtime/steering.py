@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dyncompile.errors import RouteError
 from dyncompile.policies import Forced, Full, Policy, Smallest
-from dyncompile.program import Choice, Decision, Route
+from dyncompile.program import Choice, Decision, Domain, Route
 
 Ask = Callable[[str, Tensor, Tensor | None], Tensor]
 """``ask(choice, positions [n], logits [n, width])`` -> rows [n, width]."""
@@ -115,6 +115,20 @@ def check_names(policy: Policy, choices: Mapping[str, Choice]) -> None:
         raise RouteError(f"no choice is named {unknown}", fix=f"choices are: {sorted(choices)}")
 
 
+def is_relaxed(policy: Policy, choices: Mapping[str, Choice]) -> bool:
+    """Whether learned rows may lie between what their domains allow: then rows cannot be grouped by them."""
+    return not getattr(policy, "hard", True) and any(one.domain in _RELAXED for one in choices.values())
+
+
+def relaxed_error(policy: Policy) -> RouteError:
+    """Why relaxed decisions do not run sparsely."""
+    return RouteError(
+        f"{policy} relaxes decisions, which only dense execution runs",
+        fix='hard=True, or execution="dense"',
+    )
+
+
+_RELAXED = (Domain.ONE_HOT, Domain.SIMPLEX, Domain.BITS)
 _SOUND = (Full, Smallest, Forced)
 """Policies whose decisions lie in the domain: a choice's own rows, or rows that they have checked."""
 

@@ -1,0 +1,106 @@
+"""What users do around a run: names of their own, modes of torch, routes of other types, relaxed rows."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dyncompile as dc
+from tests.train_support import CLASSES, GATED, conv_net, conv_source, plain, recipe, run
+
+X = torch.randn(6, 3, 6, 6)
+METHODS = (GATED, "lcnet(layers=False)", "resolution(sizes=(4, 6))")
+
+
+class _Actor(nn.Module):
+    """Submodules that are called as a dynamic model's own attributes are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = conv_source()
+        self.costs, self.by_size, self.facts = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, tensors: Tensor) -> Tensor:
+        return self.facts(self.by_size(self.costs(self.policy(tensors))))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_names_of_the_source_are_its_own(method: str) -> None:
+    source = _Actor().eval()
+    dyn = dc.dynamize(source, method, X).eval()
+    again = copy.deepcopy(dyn)
+    again.policy = dc.Full()
+    fast = dc.deploy(dyn)
+    with torch.no_grad():
+        assert torch.equal(again(X), source(X))
+        assert torch.equal(dyn.run(tensors=X, policy=dc.Full())[0], source(X))
+        torch.testing.assert_close(fast.run(X, policy=dc.Full())[0], source(X))
+        assert fast(X).shape == (6, CLASSES)
+    assert [*dyn.state_dict()][: len(source.state_dict())] == [*source.state_dict()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_costs_that_are_first_asked_for_in_inference_mode_train_afterwards(method: str) -> None:
+    dyn = conv_net(method)
+    with torch.inference_mode():
+        route = dyn.run(X, policy=dc.Learned())[1]
+        dyn.macs(route), dyn.spent(route), dyn.active_parameters(route)
+    record = dyn.record(X, policy=dc.Learned(), execution="dense")
+    dyn.spent(record.route).sum().backward()
+    run(dyn, recipe(plain(policy=dc.Learned())))
+
+
+@pytest.mark.parametrize("method", [GATED, "lcnet(layers=False, bits=True)", "resolution(sizes=(4, 6))"])
+def test_relaxed_decisions_run_alike_with_and_without_gradients(method: str) -> None:
+    dyn = conv_net(method).eval()
+    soft = dc.Learned(hard=False)
+    with_gradients, route = dyn.run(X, policy=soft)
+    assert any(bool(((rows > 0) & (rows < 1)).any()) for rows in route.values())
+    with torch.no_grad():
+        without, other = dyn.run(X, policy=soft)
+    assert torch.equal(with_gradients, without)
+    assert all(torch.equal(route[name], other[name]) for name in route)
+    with pytest.raises(dc.RouteError, match="only dense execution"):
+        dyn.record(X, policy=soft, execution="sparse")
+    with pytest.raises(dc.RouteError, match="only dense execution"):
+        dc.deploy(dyn).run(X, policy=soft)
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
+def test_temperatures_are_above_zero(tau: float) -> None:
+    with pytest.raises(dc.SpecError, match="temperature"):
+        dc.Learned(tau=tau)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64, torch.bfloat16])
+def test_routes_of_other_types(dtype: torch.dtype) -> None:
+    dyn = conv_net().eval()
+    rows = dyn.run(X, policy=dc.Sampled(0, per_sample=True))[1]
+    expected = dyn.run(X, policy=dc.Forced(rows))[0]
+    given = dc.Forced({name: one.to(dtype) for name, one in rows.items()})
+    for execution in ("sparse", "dense"):
+        found = dyn.record(X, policy=given, execution=execution).output
+        torch.testing.assert_close(found, expected)
+
+
+def test_another_default_type() -> None:
+    before: Any = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        source = conv_source().eval()
+        x = X.double()
+        dyn = dc.dynamize(source, "dsnet(divisor=2, minimum=2)", x).eval()
+        dc.verify(dyn, source, x)
+        dyn.record(x, policy=dc.Learned(), execution="dense").output.sum().backward()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_columns_that_do_not_exist() -> None:
+    dyn = conv_net()
+    with pytest.raises(dc.RouteError, match="none is number 9"):
+        dyn.route(9)
