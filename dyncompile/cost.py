@@ -158,11 +158,18 @@ def by_column(choice: Choice, costs: Sequence[Callable[[Route], Tensor]], route:
 def switched_on(choices: Mapping[str, Choice], route: Route) -> tuple[dict[str, Tensor], Tensor]:
     """(which columns each row of a route has on: float64 [B, columns] per choice, zeros [B]).
 
-    Raises RouteError where the route lacks a choice.
+    Raises RouteError where the route lacks a choice, has others, or rows of other widths.
     """
-    missing = sorted(set(choices) - set(route))
-    if missing:
-        raise RouteError(f"the route lacks the choices {missing}", fix="use the route that dyn.run returned")
+    missing, unknown = sorted(set(choices) - set(route)), sorted(set(route) - set(choices))
+    wrong = [name for name in choices if name in route and route[name].shape[-1] != choices[name].width]
+    if missing or unknown or wrong:
+        said = {
+            "lacks the choices": missing,
+            "names what are no choices:": unknown,
+            "has other widths at": wrong,
+        }
+        problem = ", ".join(f"{what} {names}" for what, names in said.items() if names)
+        raise RouteError(f"the route {problem}", fix="use the route that dyn.run returned")
     batch = max((rows.shape[0] for rows in route.values()), default=1)
     device = _device(route)
     rows = {name: value.to(device).expand(batch, -1) for name, value in route.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import safetensors
 import safetensors.torch
@@ -185,6 +185,14 @@ def read_tensor(file: Any, name: str) -> Tensor:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` by torch.compile, in one graph. Sizes are fixed but for those of `mark_batch`."""
     return cast(Any, torch).compile(function, fullgraph=True)
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def untraced(function: _Function) -> _Function:
+    """`function`, which torch.compile runs and does not follow."""
+    return cast(Any, torch.compiler).disable(function)
 
 
 def mark_batch(x: Tensor, axes: Sequence[int]) -> Tensor:

@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -190,7 +191,9 @@ def test_weights_of_other_models_are_not_replaced(folder: Path, tmp_path: Path) 
 
 def test_what_is_compiled_is_saved_and_what_is_deployed_is_refused(tmp_path: Path) -> None:
     dyn = trained(handmade.plain_cnn)
-    compiled: Any = torch.compile(dyn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing the compiler warns of what it uses itself
+        compiled: Any = torch.compile(dyn)
     assert same(snapshot(dyn), snapshot(dc.load(dc.save(compiled, tmp_path))))
     for refused in (dc.deploy(dyn), nn.Linear(2, 2)):
         with pytest.raises(dc.SpecError, match=r"deployed model|no dynamic model"):

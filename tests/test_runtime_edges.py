@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import pytest
 import torch
@@ -100,7 +101,25 @@ def test_another_default_type() -> None:
         torch.set_default_dtype(before)
 
 
-def test_columns_that_do_not_exist() -> None:
+def test_routes_and_words_that_do_not_exist() -> None:
     dyn = conv_net()
     with pytest.raises(dc.RouteError, match="none is number 9"):
         dyn.route(9)
+    with pytest.raises(dc.RouteError, match=r"no choices: \['other'\]"):
+        dyn.macs({**dyn.route(0), "other": torch.ones(1, 1)})
+    with pytest.raises(dc.RouteError, match=r"other widths at \['width'\]"):
+        dyn.macs({"width": torch.ones(1, 2)})
+    with pytest.raises(dc.SpecError, match="desne"):
+        dyn.record(X, policy=dc.Full(), execution=cast(Any, "desne"))
+
+
+@pytest.mark.parametrize("method", [GATED, "exits"])
+def test_compiled_before_anything_has_run(method: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing the compiler warns of what it uses itself
+        dyn = conv_net(method).eval()
+        compiled: Any = torch.compile(dyn, backend="eager")
+        with torch.no_grad():
+            found = compiled(X)
+            assert torch.equal(found, dyn(X))
+        assert compiled.train()(X).shape == found.shape

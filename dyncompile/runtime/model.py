@@ -28,6 +28,7 @@ from dyncompile.runtime.grouping import Channels, Costs
 from dyncompile.runtime.hosting import Hosting
 from dyncompile.runtime.record import Execution as Execution
 from dyncompile.runtime.record import Record as Record
+from dyncompile.runtime.record import check_execution
 from dyncompile.runtime.rows import merge_outputs
 from dyncompile.runtime.segment import Segment
 from dyncompile.runtime.segments import cut, parting
@@ -42,6 +43,7 @@ from dyncompile.runtime.steering import (
     relaxed_error,
 )
 from dyncompile.state import GATES, STATE_PREFIX, Dtypes, dtypes_of
+from dyncompile.torchlib import untraced
 from dyncompile.variants import at, columns_of, copy_program
 
 
@@ -74,15 +76,18 @@ class DynamicModel(Pretrained, Hosting):
         return [DynamicModel(at(program, column)) for column in columns_of(program)]
 
     @cached_property
+    @untraced
     def _plain(self) -> Mapping[Mode, fx.Graph]:
         """The graphs without decision nets."""
         return {mode: without_gates(self.program.graphs[mode]) for mode in MODES}
 
     @cached_property
+    @untraced
     def _flat(self) -> Mapping[Mode, Flat]:
         """The graphs that run where rows do not part."""
         return {mode: flatten(without_exits(graph), self.choices) for mode, graph in self._plain.items()}
 
+    @untraced
     def _forward(self) -> GraphForward:
         """The flat graph of the present mode as a function, made when it is first asked for."""
         if self.mode not in self._forwards:
@@ -134,6 +139,7 @@ class DynamicModel(Pretrained, Hosting):
     def execute(self, flat: Sequence[Any], rows: int, policy: Policy, execution: Execution) -> Record:
         """`record` for flat graph inputs of `rows` rows, whose flat outputs are the record's `output`."""
         check_names(policy, self.choices)
+        check_execution(execution)
         if self.by_size is not None:
             return self.by_size.run(self.mode, flat, rows, policy, execution)
         asks = policy.reads_gates and bool(self.gated)
@@ -176,17 +182,21 @@ class DynamicModel(Pretrained, Hosting):
                 f"{name} cannot be masked: {how} mixes its positions",
                 fix='run with execution="sparse"',
             )
-        if self.mode not in self._dense:
-            self._dense[self.mode] = compile_graph(
-                densify(self.program, self.facts.dims, self.mode), f"dense {self.mode}", self.program.state
-            )
         steering = Deciding(policy, self.choices, torch.arange(rows))
-        outputs = self._dense[self.mode](steering, *flat)
+        outputs = self._masked()(steering, *flat)
         early = {
             name: [found if isinstance(out, Tensor) else out for out in outputs]
             for name, found in steering.early.items()
         }
         return Record(outputs, steering.route, steering.logits, early)
+
+    @untraced
+    def _masked(self) -> GraphForward:
+        """The present mode's graph, masked, as a function."""
+        if self.mode not in self._dense:
+            graph = densify(self.program, self.facts.dims, self.mode)
+            self._dense[self.mode] = compile_graph(graph, f"dense {self.mode}", self.program.state)
+        return self._dense[self.mode]
 
     def _run_sparse(self, flat: Sequence[Any], rows: int, policy: Policy, planned: Route) -> Record:
         run = SparseRun(
@@ -197,6 +207,7 @@ class DynamicModel(Pretrained, Hosting):
         outputs = merge_outputs(parts, rows_of, self.output_types[self.mode])
         return Record(outputs, done.route, done.logits)
 
+    @untraced
     def _cut(self, *, asks: bool) -> list[Segment]:
         """The segments of the present mode's graph, with or without its decision nets."""
         key = self.mode, asks
@@ -291,6 +302,7 @@ class DynamicModel(Pretrained, Hosting):
         return self.program.plans
 
     @cached_property
+    @untraced
     def facts(self) -> Facts:
         """What is elastic, what stays static and why, regions and costs."""
         return analyze(self.program) if self.by_size is None else self.by_size.native.facts

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from dyncompile.errors import SpecError
 from dyncompile.program import Route
 
 Execution = Literal["auto", "sparse", "dense"]
 """How a batch of mixed decisions runs: rows grouped by decision, or masked; see `DynamicModel.record`."""
+
+
+def check_execution(execution: str) -> None:
+    """Raises SpecError for words that name none."""
+    if execution not in get_args(Execution):
+        known = ", ".join(get_args(Execution))
+        raise SpecError(f"no execution is named {execution!r}", fix=f"take one of {known}")
 
 
 @dataclass(frozen=True, slots=True)
