@@ -245,3 +245,14 @@ def test_random_inputs_have_the_dtype_that_the_model_has_now() -> None:
     dyn = copy.deepcopy(made(METHODS["widths"])).double()
     (x,) = random_inputs(dyn.program, 3, torch.device("cpu"))
     assert (x.shape[0], x.dtype) == (3, torch.float64)
+
+
+def test_what_is_measured_in_inference_mode_has_gradients(tmp_path: Path) -> None:
+    dyn = made(METHODS["widths"])
+    with torch.inference_mode():
+        latency = timed(dyn, tmp_path)
+    (choice,) = dyn.choices.values()
+    row = torch.full((1, choice.width), 1 / choice.width, requires_grad=True)
+    latency({choice.name: row}).sum().backward()
+    assert row.grad is not None
+    assert row.grad.any()
