@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import json
@@ -363,6 +364,14 @@ def test_models_that_were_cast_are_exported(dtype: torch.dtype, route: bool, tmp
     forced = dyn.route(0) if route else None
     dc.export(dyn, tmp_path / "x.pt2", "pt2", route=forced)
     dc.export(dyn, tmp_path / "x.pt2", "pt2", route=forced, inputs=torch.randn(2, 3, 8, 8, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "method", ["dsnet(ratios=(0.3, 0.6, 1.0))", "routing(connections=steps)", "resolution"]
+)
+def test_blanks_have_the_dtype_that_the_model_has_now(method: str, tmp_path: Path) -> None:
+    dyn = copy.deepcopy(subject(handmade.resnet).dynamic(method)).double()
+    assert dc.export(dyn.eval(), tmp_path / "x.pt2", "pt2").difference < 1e-12
 
 
 @pytest.mark.parametrize("rows", [1, 5])

@@ -311,7 +311,10 @@ class _Folder:
         before = self._ways.get(node.all_input_nodes[0], ()) if node.all_input_nodes else ()
         if not before or node.target not in (ops.prefix, ops.take):
             return ()
-        rest = (str(node.target), *(a.numpy().tobytes() if isinstance(a, Tensor) else a for a in args[1:]))
+        rest = (
+            str(node.target),
+            *(a.cpu().numpy().tobytes() if isinstance(a, Tensor) else a for a in args[1:]),
+        )
         return (*before, rest)
 
     def _operand(self, node: fx.Node) -> Any:
