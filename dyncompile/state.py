@@ -26,6 +26,9 @@ BASES = "bases"
 EXITS = "exits"
 """Where temperatures and thresholds of exits live, under ``dyn.``: ``dyn.exits.<choice>.threshold``."""
 
+FOLDED = f"{STATE_PREFIX}.folded"
+"""A buffer that a deployed model alone has: its state has the source's names, and other numbers."""
+
 
 def adopt_state(state: nn.Module, source: nn.Module) -> None:
     """Register the source's parameters and buffers in `state`, tied names included, in the source's order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import json
@@ -11,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 import dyncompile as dc
-from dyncompile.deploy.exports import samples
+from dyncompile.deploy.exports import samples, static
 from dyncompile.deploy.exports.program import OneSample, one_sample
 from dyncompile.errors import ContractError, DyncompileError, InputError, SpecError
 from dyncompile.program import Domain
@@ -334,3 +335,93 @@ def test_a_route_is_a_static_network_at_any_batch(tmp_path: Path) -> None:
     with torch.no_grad():
         found = torch.export.load(tmp_path / "narrow.pt2").module()(x)
         assert torch.allclose(found, dyn.run(x, policy=dc.Smallest())[0], atol=1e-5)
+
+
+# -- numbers of any dtype, names of any kind ---------------------------------------------------------------
+
+
+class Named(nn.Module):
+    """[B, 8] -> outputs under given names, one of which holds infinities."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+        self.first, self.second, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        """Logits and others, [B, 5]."""
+        y = self.head(self.second(self.first(x).relu()).relu())
+        masked = y.masked_fill(torch.arange(5, device=y.device) > 2, -torch.inf)
+        first, second, third = self.names
+        return {first: {"b": y}, second: masked, third: y * torch.nan}
+
+
+def named_outputs(*names: str) -> DynamicModel:
+    return dc.dynamize(Named(names).eval(), "dsnet(ratios=(0.5, 1.0))", torch.randn(4, 8)).eval()
+
+
+@pytest.mark.parametrize("route", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_models_that_were_cast_are_exported(dtype: torch.dtype, route: bool, tmp_path: Path) -> None:
+    dyn = tiny("dsnet(ratios=(0.5, 1.0))").to(dtype)
+    forced = dyn.route(0) if route else None
+    dc.export(dyn, tmp_path / "x.pt2", "pt2", route=forced)
+    dc.export(dyn, tmp_path / "x.pt2", "pt2", route=forced, inputs=torch.randn(2, 3, 8, 8, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "method", ["dsnet(ratios=(0.3, 0.6, 1.0))", "routing(connections=steps)", "resolution"]
+)
+def test_blanks_have_the_dtype_that_the_model_has_now(method: str, tmp_path: Path) -> None:
+    dyn = copy.deepcopy(subject(handmade.resnet).dynamic(method)).double()
+    assert dc.export(dyn.eval(), tmp_path / "x.pt2", "pt2").difference < 1e-12
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_a_route_is_compared_on_the_inputs_given(
+    rows: int, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[Tensor]()
+    monkeypatch.setattr(static, "difference", lambda a, b: seen.extend([*a, *b]) or 0.0)
+    dyn, x = tiny("dsnet(ratios=(0.5, 1.0))"), torch.randn(rows, 3, 8, 8)
+    dc.export(dyn, tmp_path / "x", format, route=dyn.route(0), inputs=x)
+    expected = dyn.run(x, policy=dc.Smallest())[0]
+    assert all(torch.allclose(found, expected, atol=1e-5) for found in seen)
+    with pytest.raises(InputError, match="must have shape"):
+        dc.export(dyn, tmp_path / "x", format, route=dyn.route(0), inputs=x[:, :, :4])
+
+
+@pytest.mark.parametrize("names", [("a", "x", "a_b"), ("linear", "relu", "head.weight")])
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_outputs_keep_what_they_hold_and_names_that_are_free(
+    format: str, names: tuple[str, str, str], tmp_path: Path
+) -> None:
+    written = dc.export(named_outputs(*names), tmp_path / "file", format)
+    assert 0 <= written.difference < 1e-6
+    if format == "onnx":
+        found = [one.name for one in onnx_session(written.path).get_outputs()]
+        free = {"a": ["a_b", "x_2", "a_b_2"], "linear": ["linear_b", "relu", "head.weight"]}
+        assert found == [*free[names[0]], "route.width"]
+
+
+def test_infinities_and_what_is_no_number_stay_where_they_are() -> None:
+    value = torch.tensor([1.0, torch.inf, -torch.inf, torch.nan])
+    assert samples.difference([value], [value + 1e-5]) == pytest.approx(1e-5, rel=0.1)
+    one = torch.ones(4)
+    for expected, found in ((value, -value), (value, one), (one, value), (one, one * torch.nan)):
+        with pytest.raises(ContractError, match="differs by inf"):
+            samples.difference([one, expected], [one, found])
+    with pytest.raises(ContractError, match="no finite number"):
+        samples.difference([one * torch.nan], [one * torch.nan])
+
+
+def test_names_get_numbers_where_they_are_taken() -> None:
+    assert samples.distinct(["a", "a", "a_2", "x", "a"], ["x"]) == ["a", "a_3", "a_2", "x_2", "a_4"]
+
+
+def test_what_onnx_runtime_refuses_is_told(tmp_path: Path) -> None:
+    for route in (None, {}):
+        with pytest.raises(DyncompileError, match="ONNX Runtime refuses the network: NotImplemented"):
+            dc.export(named_outputs("a", "b", "c").bfloat16(), tmp_path / "x.onnx", route=route)
+    assert not list(tmp_path.iterdir())

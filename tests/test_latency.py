@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import dyncompile as dc
+from dyncompile.deploy import deployed
+from dyncompile.errors import InputError
 from dyncompile.latency import terms as terms_module
 from dyncompile.latency.axes import Columns, Shares, hats
 from dyncompile.latency.design import routes_to_time
-from dyncompile.latency.model import Fit, ends
-from dyncompile.latency.store import cache_folder
+from dyncompile.latency.inputs import random_inputs
+from dyncompile.latency.model import Fit, _key, ends
+from dyncompile.latency.store import Key, cache_folder
 from dyncompile.latency.terms import Term, combinations
 from dyncompile.latency.timing import Asked
 from dyncompile.program import Choice, Domain, Sized
@@ -216,3 +220,39 @@ def test_the_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "dyncompile" in str(cache_folder())
     monkeypatch.setenv("DYNCOMPILE_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path / "latency"
+
+
+def test_deployments_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what parts rows, which a single way never does, makes no other measurement."""
+    monkeypatch.setattr(deployed, "check_usable", lambda: None)
+    dyn = made(METHODS["widths"])
+    here, clock = torch.device("cpu"), WorkClock()
+
+    def key(**settings: Any) -> Key:
+        return _key(dc.deploy(dyn, **settings), [], here, clock)
+
+    assert key() == key(max_buckets=2)
+    others = [_key(dyn, [], here, clock), key(backend="inductor"), key(memory="packed"), key(max_graphs=2)]
+    assert len({one.name for one in (key(), *others)}) == 5
+
+
+def test_without_a_sample_there_is_nothing_to_time(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least one"):
+        dc.Latency(made(METHODS["widths"]), inputs=torch.randn(0, 3, 8, 8), cache=tmp_path)
+
+
+def test_random_inputs_have_the_dtype_that_the_model_has_now() -> None:
+    dyn = copy.deepcopy(made(METHODS["widths"])).double()
+    (x,) = random_inputs(dyn.program, 3, torch.device("cpu"))
+    assert (x.shape[0], x.dtype) == (3, torch.float64)
+
+
+def test_what_is_measured_in_inference_mode_has_gradients(tmp_path: Path) -> None:
+    dyn = made(METHODS["widths"])
+    with torch.inference_mode():
+        latency = timed(dyn, tmp_path)
+    (choice,) = dyn.choices.values()
+    row = torch.full((1, choice.width), 1 / choice.width, requires_grad=True)
+    latency({choice.name: row}).sum().backward()
+    assert row.grad is not None
+    assert row.grad.any()

@@ -16,6 +16,7 @@ from dyncompile.runtime.model import DynamicModel
 from tests import handmade
 from tests.nets import randomize
 from tests.support import ALL, FINE, Make, leaves, relative, same, snapshot, subject
+from tests.test_basis import mixed_net
 
 NETS = (
     handmade.resnet,
@@ -296,3 +297,53 @@ def test_choices_that_a_route_leaves_out_run_in_full() -> None:
     assert shapes["stage1.0.conv1.0.weight"] == (2, 2, 3, 3)
     assert shapes["stage2.0.conv1.0.weight"] == (16, 2, 3, 3)
     assert shapes["stage2.1.conv2.0.weight"] == (16, 16, 3, 3)
+
+
+class Precise(nn.Module):
+    """Convolutions in one dtype, and a scale in another, which is registered first."""
+
+    def __init__(self, first: torch.dtype, others: torch.dtype) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.3, dtype=first))
+        self.convs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()).to(others)
+        self.head = nn.Linear(8, 5, dtype=others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, 5]."""
+        return self.head(self.convs(x).mean((2, 3))).float() * self.scale
+
+
+@pytest.mark.parametrize("later", [None, torch.float64])
+@pytest.mark.parametrize(
+    ("first", "others"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float32),
+    ],
+)
+@torch.no_grad()
+def test_gains_have_the_dtype_of_what_they_scale(
+    first: torch.dtype, others: torch.dtype, later: torch.dtype | None
+) -> None:
+    """`later` is what the whole model is cast to after capture."""
+    x = torch.randn(2, 3, 8, 8, dtype=others)
+    dyn = dc.dynamize(Precise(first, others).eval(), "lcnet(layers=False)", x).eval()
+    if later is not None:
+        dyn, x = dyn.to(later), x.to(later)
+    route = {name: torch.rand(1, one.width) * 0.5 + 0.25 for name, one in dyn.choices.items()}
+    static = dc.specialize(dyn, route)
+    assert torch.equal(
+        static(x), dyn.run(x, policy=dc.Forced({n: r.expand(2, -1) for n, r in route.items()}))[0]
+    )
+
+
+@torch.no_grad()
+def test_kernels_are_folded_as_without_autocast() -> None:
+    _, dyn = mixed_net("basisnet(exit=False)")
+    route, x = {"basis": torch.rand(1, 12)}, torch.randn(2, 3, 12, 12)
+    expected = dc.specialize(dyn, route)
+    with torch.autocast("cpu", torch.bfloat16):
+        static = dc.specialize(dyn, route)
+    assert torch.equal(static(x), expected(x))

@@ -16,13 +16,13 @@ from dyncompile.deploy.norms import fold_norms
 from dyncompile.deploy.packing import pack_bases
 from dyncompile.deploy.pieces import FORMS, Memory, Piece, Shop
 from dyncompile.deploy.regions import Regions, check_usable
-from dyncompile.errors import SpecError
+from dyncompile.errors import DyncompileError, InputError, SpecError
 from dyncompile.policies import Full, Learned, Policy, Smallest
 from dyncompile.program import Choice, Domain, Program, Route
 from dyncompile.runtime.compiled import GraphForward
 from dyncompile.runtime.model import DynamicModel, Execution, Record
 from dyncompile.runtime.steering import check_names, decision_of, plan_route
-from dyncompile.state import state_tensors
+from dyncompile.state import FOLDED, holds, put_state, state_tensors
 from dyncompile.variants import at, columns_of
 
 BackendName = Literal["eager", "inductor"]
@@ -102,8 +102,13 @@ class Deployed(DynamicModel):
         Every one-hot choice is driven to each of its columns, all choices alike, with and without asking
         gates; others run at full capacity, at the least, and as gates decide. Ways that mix columns are made
         when they come.
+
+        Raises:
+            InputError: the call has no row, or does not fit what was captured.
         """
         flat = self.program.signature.flatten(args, kwargs)
+        if not self.program.signature.rows(flat):
+            raise InputError("there is no sample to warm up with", fix="give a batch of at least one")
         leaves = self.program.signature.leaves
         columns = range(max((choice.width for choice in self.choices.values()), default=1))
         policies: list[Policy] = [Full(), Smallest(), *map(_Column, columns), Learned()]
@@ -185,7 +190,17 @@ class Deployed(DynamicModel):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As of any module; what was made of the old weights is made anew."""
+        """As of any module, for what a deployed model saved; what was made of the old weights is made anew.
+
+        Raises:
+            DyncompileError: the state is that of a model that is not deployed: no norm is folded into it.
+        """
+        if holds(self.program.state, FOLDED) and FOLDED not in state_dict:
+            raise DyncompileError(
+                "this is the state of a model that is not deployed: no norm is folded into its weights",
+                where=type(self).__name__,
+                fix="load it into the dynamic model, and deploy that anew",
+            )
         found = super().load_state_dict(state_dict, strict, assign)
         self._forget()
         return found
@@ -242,7 +257,8 @@ def deploy(
 
     ``fast(x)`` decides by the model's policy (its gates), ``fast.run(x, policy=...)`` by any other, at any
     batch size. Outputs agree with those of `dyn` in evaluation mode up to rounding: batch norms are folded
-    into the contractions before them, except where their statistics are private to a choice's column.
+    into the contractions before them, except where their statistics are private to a choice's column. So its
+    state is not that of `dyn`, and neither loads the other's.
 
     Args:
         dyn: any dynamic model; it stays as it is, and later training of it does not reach the copy.
@@ -266,6 +282,13 @@ def deploy(
         check_usable()
     program = fold_norms(dyn.program)
     pack_bases(program)
+    _mark(program.state)
     fast = Deployed(program, settings)
     fast.policy, fast.costs = dyn.policy, dyn.costs
     return fast
+
+
+def _mark(state: nn.Module) -> None:
+    """Let what is saved of a folded state say so."""
+    like = next(iter(state_tensors(state).values()), torch.empty(0))
+    put_state(state, FOLDED, torch.ones((), dtype=torch.bool, device=like.device))

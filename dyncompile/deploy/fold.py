@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from dyncompile.analysis.exits import find_leaves
 from dyncompile.analysis.skips import Skip, find_skips
+from dyncompile.precision import no_autocast, present_dtypes
 from dyncompile.program import POLICY, Decision
 from dyncompile.runtime import ops, synthesis
 from dyncompile.runtime.steering import Group
@@ -78,8 +79,9 @@ def fold_some(
             live at a time.
     """
     folder = _Folder(source, decisions, tensors, keeps_policy, gathers)
-    for node in source.nodes:
-        folder.visit(node)
+    with no_autocast(tensors.values()):  # what is kept has the state's dtypes, whoever calls first
+        for node in source.nodes:
+            folder.visit(node)
     folder.name_described()
     if gathers:
         _sink(folder.graph)
@@ -98,6 +100,7 @@ class _Folder:
         gathers: bool,
     ) -> None:
         self._decisions, self._tensors = decisions, tensors
+        self._dtypes = present_dtypes(source, tensors)
         self._keeps_policy, self._gathers = keeps_policy, gathers
         self._known: dict[fx.Node, Any] = {}
         self._names: dict[fx.Node, str] = {}
@@ -253,9 +256,11 @@ class _Folder:
             return x
         shape = [1] * node.meta["val"].dim()
         shape[axis] = -1  # pyright: ignore
-        like = next(t for t in self._tensors.values() if t.is_floating_point())
-        name = f"{STATE_PREFIX}.scales.{node.name}"
-        self.state[name] = values.detach().to(like.device, like.dtype).reshape(shape)
+        place = next(iter(self._tensors.values())).device
+        name, captured = f"{STATE_PREFIX}.scales.{node.name}", node.meta["val"].dtype
+        dtype = self._dtypes.get(captured, captured)
+        self.state[name] = values.detach().to(place, dtype).reshape(shape)
+        self.ways[name] = ()
         self._known[node] = self.state[name]
         return self._call(node, aten.mul.Tensor, (x, self._read(name, node)))
 
@@ -306,7 +311,10 @@ class _Folder:
         before = self._ways.get(node.all_input_nodes[0], ()) if node.all_input_nodes else ()
         if not before or node.target not in (ops.prefix, ops.take):
             return ()
-        rest = (str(node.target), *(a.numpy().tobytes() if isinstance(a, Tensor) else a for a in args[1:]))
+        rest = (
+            str(node.target),
+            *(a.cpu().numpy().tobytes() if isinstance(a, Tensor) else a for a in args[1:]),
+        )
         return (*before, rest)
 
     def _operand(self, node: fx.Node) -> Any:

@@ -37,8 +37,9 @@ _CONTRACTIONS = (
 def fold_norms(program: Program) -> Program:
     """The evaluation graph with norms folded, as both graphs of a program with its own tensors.
 
-    Norms stay whose statistics a choice picks, that follow no contraction of their own, or that share their
-    weights with other calls: all of them where inputs of several sizes have norms of their own.
+    Norms stay whose statistics a choice picks, that follow no contraction of their own, that norm an axis
+    other than its outputs, or that share their weights with other calls: all of them where inputs of several
+    sizes have norms of their own.
     """
     new = copy_program(program, {})
     if new.variants is not None:
@@ -48,7 +49,8 @@ def fold_norms(program: Program) -> Program:
     names = Counter(map(id, tensors.values()))
     for found in list(_norms(graph)):
         own = all(reads[name] == 1 and names[id(tensors[name])] == 1 for name in found.state)
-        if own and len({tensors[name].dtype for name in found.state}) == 1:
+        alike = len({tensors[name].dtype for name in found.state}) == 1
+        if own and alike and _is_of_outputs(found, tensors):
             _fold(graph, found, tensors)
     graph.lint()
     return replace(new, graphs={"train": graph, "eval": graph})
@@ -67,6 +69,15 @@ class _Norm:
     def state(self) -> tuple[str, ...]:
         """Names of all tensors that are folded."""
         return (*self.weights.values(), *self.affine.values())
+
+
+def _is_of_outputs(found: _Norm, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether axis 1, which is normed, holds the contraction's outputs.
+
+    It does where values have as many axes as the weight: [B, O, ...] of [O, ...]. It does not after a linear
+    layer at several positions, [B, positions, O], nor after a convolution of one sample, [O, ...].
+    """
+    return found.norm.meta["val"].dim() == tensors[found.weights["weight"]].dim()
 
 
 def _norms(graph: fx.Graph) -> Iterator[_Norm]:
@@ -110,7 +121,11 @@ def _is_shared(node: fx.Node) -> bool:
 
 @torch.no_grad()
 def _fold(graph: fx.Graph, found: _Norm, tensors: Mapping[str, Tensor]) -> None:
-    """Fold the state at full size, and let the contraction read it at the place of the norm."""
+    """Fold the state at full size, and let the contraction read it at the place of the norm.
+
+    Folded numbers get memory of their own: an expanded buffer has less of it than numbers, and several
+    tensors may show one memory.
+    """
     arguments = bind(found.norm)
     weight, mean, variance = (
         tensors[name]
@@ -126,8 +141,8 @@ def _fold(graph: fx.Graph, found: _Norm, tensors: Mapping[str, Tensor]) -> None:
     bias = vector(found.affine, "bias", 0 * one) + before * factor
     factor = factor.reshape(-1, *[1] * (weight.dim() - 1))
     for multiplied in (weight, *(tensors[name] for key, name in found.weights.items() if key == "bases")):
-        multiplied.copy_(multiplied.double() * factor)
-    mean.copy_(bias)
+        multiplied.data = (multiplied.double() * factor).to(multiplied.dtype)
+    mean.data = bias.to(mean.dtype)
     _replace(graph, found, arguments["running_mean"])
 
 

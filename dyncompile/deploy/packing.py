@@ -9,6 +9,7 @@ of a forced route or at full capacity, it is. Values agree up to rounding, and a
 from __future__ import annotations
 
 import torch
+from torch import fx
 
 from dyncompile.program import Program
 from dyncompile.resize import narrowing
@@ -20,7 +21,7 @@ from dyncompile.state import BASES, STATE_PREFIX, state_tensors
 def pack_bases(program: Program) -> None:
     """Let bases whose coefficients sum to one be whole kernels, in place: V under the name of D.
 
-    Networks of several sizes share their bases, and keep D.
+    Networks of several sizes share their bases, and keep D. Those that are whole already stay.
     """
     if program.variants is not None:
         return
@@ -33,7 +34,7 @@ def pack_bases(program: Program) -> None:
     }
     graph, packed = program.graphs["eval"], set[str]()
     for node in graph.nodes:
-        if node.target is not synthesize:
+        if node.target is not synthesize or _is_whole(node):
             continue
         name = str(list(narrowing(node.args[1]))[-1].target)
         if name in convex:
@@ -41,3 +42,7 @@ def pack_bases(program: Program) -> None:
             packed.add(name)
     for name in packed:
         tensors[name].add_(tensors[convex[name]])
+
+
+def _is_whole(node: fx.Node) -> bool:
+    return len(node.args) > 5 and bool(node.args[5])

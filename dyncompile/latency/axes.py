@@ -115,11 +115,12 @@ def hats(at: Tensor, anchors: Tensor) -> Tensor:
 def axes_of(program: Program) -> dict[str, Axis]:
     """The axis of every choice that sizes something."""
     found: dict[str, Axis] = {}
-    for name in dict.fromkeys(one.choice for one in program.sized.values()):
-        mine = [one for one in program.sized.values() if one.choice == name]
-        found[name] = Columns.of(program.choices[name], mine)
-    for name in dict.fromkeys(one.choice for one in program.picked.values()):
-        found[name] = Shares.of(program.choices[name])
+    with torch.inference_mode(False):  # gradients go through what is kept here
+        for name in dict.fromkeys(one.choice for one in program.sized.values()):
+            mine = [one for one in program.sized.values() if one.choice == name]
+            found[name] = Columns.of(program.choices[name], mine)
+        for name in dict.fromkeys(one.choice for one in program.picked.values()):
+            found[name] = Shares.of(program.choices[name])
     return found
 
 

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dyncompile.deploy.exports import samples
+from dyncompile.precision import present_dtypes
 from dyncompile.program import Program
 from dyncompile.runtime.model import DynamicModel
-from dyncompile.signature import Leaf, Signature
+from dyncompile.signature import Signature
+from dyncompile.state import state_tensors
 
 
 def device_of(dyn: DynamicModel) -> torch.device:
@@ -30,23 +33,11 @@ def given_inputs(dyn: DynamicModel, inputs: Any) -> list[Any]:
 def random_inputs(program: Program, rows: int, device: torch.device) -> list[Any]:
     """Flat inputs of `rows` rows: normal numbers, ones for what is no floating number, captured constants.
 
-    Floating inputs have the dtype of the state, which `.to()` may have changed since capture.
+    Floating inputs have the dtype that `.to()` gave state of theirs since capture.
     """
-    floats = (p.dtype for p in program.state.parameters() if p.is_floating_point())
-    dtype = next(floats, torch.get_default_dtype())
-    generator = torch.Generator().manual_seed(0)
-    return [_filled(leaf, rows, device, dtype, generator) for leaf in program.signature.leaves]
-
-
-def _filled(
-    leaf: Leaf, rows: int, device: torch.device, dtype: torch.dtype, generator: torch.Generator
-) -> Any:
-    if leaf.shape is None:
-        return leaf.constant
-    shape = [rows if size is None else size for size in leaf.shape]
-    if leaf.dtype is None or leaf.dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(device, dtype)
-    return torch.ones(shape, dtype=leaf.dtype, device=device)
+    dtypes = present_dtypes(program.graphs["eval"], state_tensors(program.state))
+    flat = samples.random_inputs(program.signature, rows, dtypes)
+    return [value.to(device) if isinstance(value, Tensor) else value for value in flat]
 
 
 def tensors_by_name(signature: Signature, flat: Sequence[Any]) -> dict[str, Any]:

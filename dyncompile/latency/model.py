@@ -16,8 +16,9 @@ from torch import Tensor
 
 from dyncompile.analysis.skips import Condition
 from dyncompile.cost import by_column, switched_on
+from dyncompile.deploy.deployed import Deployed
 from dyncompile.deploy.specialize import specialize
-from dyncompile.errors import SpecError
+from dyncompile.errors import InputError, SpecError
 from dyncompile.latency.axes import axes_of
 from dyncompile.latency.clocks import Clock, clock_of
 from dyncompile.latency.inputs import device_of, given_inputs, random_inputs, tensors_by_name
@@ -149,7 +150,7 @@ class Latency:
 
     Raises:
         SpecError: rounds or batch below 1.
-        InputError: `inputs` do not fit the model.
+        InputError: `inputs` do not fit the model, or hold no sample.
     """
 
     unit = "seconds"
@@ -174,6 +175,8 @@ class Latency:
         flat = random_inputs(dyn.program, batch, here) if inputs is None else given_inputs(dyn, inputs)
         clock = clock_of(here) if clock is None else clock
         self.batch = dyn.program.signature.rows(flat)
+        if not self.batch:
+            raise InputError("there is no sample to time with", fix="give a batch of at least one")
         self.key = _key(dyn, flat, here, clock)
         networks = _networks(dyn, flat)
         folder = cache_folder() if cache is None else Path(cache)
@@ -222,9 +225,17 @@ class Latency:
 
 def _key(dyn: DynamicModel, flat: Sequence[Any], device: torch.device, clock: Clock) -> Key:
     inputs = tuple(f"{list(one.shape)} {one.dtype}" if isinstance(one, Tensor) else repr(one) for one in flat)
-    threads, deployed = torch.get_num_threads(), type(dyn).__name__
-    fingerprint = f"{deployed} {dyn.program.fingerprint}"
+    fingerprint = f"{_kind(dyn)} {dyn.program.fingerprint}"
+    threads = torch.get_num_threads()
     return Key(fingerprint, inputs, device_name(device), threads, torch.__version__, clock.name)
+
+
+def _kind(dyn: DynamicModel) -> str:
+    """What runs the graphs, without what only matters to rows that go different ways."""
+    if not isinstance(dyn, Deployed):
+        return type(dyn).__name__
+    one = dyn.settings
+    return f"{type(dyn).__name__} {one.backend} {one.memory} {one.max_graphs}"
 
 
 def _networks(dyn: DynamicModel, flat: Sequence[Any]) -> list[Network]:

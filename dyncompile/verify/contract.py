@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dyncompile.errors import ContractError
+from dyncompile.deploy.deployed import Deployed
+from dyncompile.errors import ContractError, DyncompileError
 from dyncompile.pipeline import call_of
 from dyncompile.policies import Sampled
 from dyncompile.runtime.model import DynamicModel
@@ -44,7 +45,14 @@ def verify(
 
     Raises:
         ContractError: at least one invariant is broken; all are listed.
+        DyncompileError: `dyn` is a deployed model.
     """
+    if isinstance(dyn, Deployed):
+        raise DyncompileError(
+            "a deployed model is not checked: it has no training graph, and its weights are not its source's",
+            where=type(dyn).__name__,
+            fix="verify the dynamic model that was deployed",
+        )
     args, kwargs = call_of(model, example_inputs)
     own = copy.deepcopy(dyn)
     reference = copy.deepcopy(model)

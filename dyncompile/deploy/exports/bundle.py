@@ -95,7 +95,7 @@ def _fill(
     for columns in _combinations(choices):
         file = folder / f"route-{'-'.join(map(str, columns.values()))}.onnx"
         route = dyn.route(columns)
-        written = write_static(specialize(dyn, route), dyn.program.signature, file, "onnx")
+        written = write_static(specialize(dyn, route), dyn.program.signature, file, "onnx", samples)
         worst = max(worst, written.difference)
         routes.append({"columns": columns, "macs": float(dyn.macs(route)[0]), **_described(file)})
     _write_router(dyn, policy, samples, folder / ROUTER)

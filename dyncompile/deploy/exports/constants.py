@@ -55,7 +55,7 @@ class Constants:
     def _kept(self, tensor: Tensor) -> str:
         """The name of a constant; equal ones are kept once."""
         own = tensor.detach().contiguous()
-        key = own.shape, own.dtype, own.numpy().tobytes()
+        key = own.shape, own.dtype, own.reshape(-1).view(torch.uint8).numpy().tobytes()
         if key not in self._known:
             self._known[key] = name = f"{CONSTANTS}.c{len(self._known)}"
             self._tensors[name] = own.clone()

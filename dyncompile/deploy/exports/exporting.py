@@ -26,8 +26,10 @@ from dyncompile.deploy.exports.static import Written, write_aside, write_static
 from dyncompile.deploy.specialize import specialize
 from dyncompile.errors import DyncompileError, InputError, SpecError
 from dyncompile.policies import Learned, Policy
+from dyncompile.precision import present_dtypes
 from dyncompile.program import Route
 from dyncompile.runtime.model import DynamicModel
+from dyncompile.state import state_tensors
 from dyncompile.zoo.inputs import as_inputs
 
 
@@ -58,7 +60,7 @@ def export(
         format: "onnx", "pt2" or "bundle". Whoever reads a .pt2 with ``torch.export.load`` unpickles.
         route: one row per choice, see `specialize`. Not for bundles.
         inputs: a batch of samples to compare on, as the model is called (a tensor, a tuple, or a mapping of
-            arguments by name); each runs alone. Without it, three random ones. Not used with `route`.
+            arguments by name); each runs alone, with `route` all together. Without it, three random ones.
 
     Returns:
         The path, its bytes, and the largest absolute difference of outputs.
@@ -67,15 +69,16 @@ def export(
         SpecError: an unknown format, a model in training mode, a policy without a rule, onnx not installed.
         InputError: `inputs` do not fit the model.
         ContractError: outputs differ by more than 1e-4 of the largest, or decisions do. Nothing is written.
-        DyncompileError: the exporter refuses the network, or the file cannot be written.
+        DyncompileError: the exporter or the runtime refuses the network, or the file cannot be written.
     """
     target = Path(path)
     _check(dyn, target, format)
     here = on_cpu(dyn)
+    samples = batch_of(here, inputs)
     if route is not None:
         check_format(format)
-        return write_static(specialize(here, route), dyn.program.signature, target, format)
-    policy, samples = rule_of(dyn.policy), batch_of(here, inputs)
+        return write_static(specialize(here, route), dyn.program.signature, target, format, samples)
+    policy = rule_of(dyn.policy)
     if format == BUNDLE:
         return write_bundle(here, policy, samples, target)
     return write_aside(target, lambda made: _write(here, policy, samples, made, format))
@@ -111,7 +114,9 @@ def batch_of(dyn: DynamicModel, inputs: Any) -> list[Any]:
     """Flat inputs to compare on. Raises InputError."""
     signature = dyn.program.signature
     if inputs is None:
-        return random_inputs(signature, 3)
+        program = dyn.program
+        dtypes = present_dtypes(program.graphs["eval"], state_tensors(program.state))
+        return random_inputs(signature, 3, dtypes)
     args, kwargs = as_inputs(inputs)
     flat = signature.flatten(args, kwargs)
     if not signature.rows(flat):

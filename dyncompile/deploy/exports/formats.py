@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dyncompile.deploy.exports.samples import distinct
 from dyncompile.errors import DyncompileError, SpecError
 
 FORMATS = ("onnx", "pt2")
@@ -62,7 +63,7 @@ def write_file(module: nn.Module, call: Call, path: Path, name: str) -> Run:
     """Write a module without control flow in Python in the format `name`.
 
     Raises:
-        DyncompileError: the exporter refuses the module.
+        DyncompileError: the exporter or the runtime refuses the module.
     """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # exporters warn about matters of their own
@@ -91,21 +92,39 @@ def _save_pt2(program: torch.export.ExportedProgram, call: Call, path: Path) -> 
 
 def _save_onnx(program: torch.export.ExportedProgram, call: Call, path: Path) -> Run:
     onnx: Any = torch.onnx
+    names = distinct(call.outputs, map(str, program.graph_signature.user_inputs))
     try:
         with errors_only("onnx_ir"):
-            made = onnx.export(program, dynamo=True, verbose=False, output_names=list(call.outputs) or None)
+            made = onnx.export(program, dynamo=True, verbose=False, output_names=names or None)
+            _rename_values(made.model)
         made.save(path)
     except Exception as error:  # translation may fail in any way
         raise _refused("torch.onnx.export", error) from error
+    return _with_onnxruntime(path)
+
+
+def _rename_values(model: Any) -> None:
+    """Give values inside a model that are named as its outputs are other names."""
+    passes: Any = importlib.import_module("onnx_ir.passes.common")
+    passes.NameFixPass()(model)
+
+
+def _with_onnxruntime(path: Path) -> Run:
     runtime: Any = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # it warns of initializers that a rewrite left over
-    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no class in common
+        raise _refused("ONNX Runtime", error) from error
     names = [one.name for one in session.get_inputs()]
 
     def run(given: Sequence[Tensor]) -> list[Tensor]:
-        feed = {name: value.detach().numpy() for name, value in zip(names, given, strict=True)}
-        return [torch.as_tensor(value) for value in session.run(None, feed)]
+        try:
+            feed = {name: value.detach().numpy() for name, value in zip(names, given, strict=True)}
+            return [torch.as_tensor(value) for value in session.run(None, feed)]
+        except Exception as error:  # numpy has not all dtypes of torch
+            raise _refused("ONNX Runtime", error) from error
 
     return run
 

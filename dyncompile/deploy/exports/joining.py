@@ -128,5 +128,4 @@ def _rectified(frame: Frame, skip: Skip, total: Any) -> fx.Node:
 
 def _zeros(values: Values, frame: Frame, skip: Skip) -> fx.Node:
     """What a product is where no branch has a gain."""
-    dtype = skip.product.meta["val"].dtype
-    return frame.call(torch.zeros, values.sizes.shape(frame, skip.product), dtype=dtype)
+    return values.sizes.zeros(frame, skip.product)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,8 +22,16 @@ _NUMBERS = (Domain.GAINS, Domain.SIMPLEX, Domain.MIXTURE)
 """Domains whose rows are numbers that rounding moves."""
 
 
-def random_inputs(signature: Signature, rows: int) -> list[Any]:
-    """Flat graph inputs of `rows` samples: normal numbers; ones for integers, which are valid indices."""
+def random_inputs(
+    signature: Signature, rows: int, dtypes: Mapping[torch.dtype, torch.dtype] | None = None
+) -> list[Any]:
+    """Flat graph inputs of `rows` samples: normal numbers; ones for integers, which are valid indices.
+
+    Args:
+        signature: of the model.
+        rows: how many samples.
+        dtypes: what became of floating dtypes since capture, see `precision.present_dtypes`.
+    """
     random = torch.Generator().manual_seed(0)
     flat: list[Any] = []
     for leaf in signature.leaves:
@@ -31,10 +39,19 @@ def random_inputs(signature: Signature, rows: int) -> list[Any]:
         if leaf.shape is None:
             flat.append(leaf.constant)
         elif leaf.dtype is None or leaf.dtype.is_floating_point:
-            flat.append(torch.randn(sizes, generator=random).to(leaf.dtype or torch.float32))
+            captured = leaf.dtype or torch.float32
+            flat.append(torch.randn(sizes, generator=random).to((dtypes or {}).get(captured, captured)))
         else:
             flat.append(torch.ones(sizes, dtype=leaf.dtype))
     return flat
+
+
+def some_rows(signature: Signature, flat: Sequence[Any], count: int) -> list[Any]:
+    """Flat inputs of `count` samples of a batch, one after the other and over again."""
+    index = torch.arange(count) % signature.rows(flat)
+    return [
+        value[index] if leaf.batched else value for leaf, value in zip(signature.leaves, flat, strict=True)
+    ]
 
 
 def one_row(signature: Signature, flat: Sequence[Any], row: int) -> list[Any]:
@@ -67,30 +84,53 @@ def _named(signature: Signature, values: list[Any]) -> dict[str, Any]:
 
 
 def output_names(signature: Signature) -> list[str]:
-    """Names of the flat outputs: ``output`` where there is one, else with its place in the structure."""
+    """Names of the flat outputs, all different: ``output`` where there is one, else with its place in it."""
     count = signature.out_structure.num_leaves
     whole = pytree.tree_unflatten(list(range(count)), signature.out_structure)
     names = dict[int, str]()
     for path, position in pytree.tree_flatten_with_path(whole)[0]:
         words = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
         names[position] = "_".join(words if words and not words[0].isdigit() else ("output", *words))
-    return [names[position] for position in range(count)]
+    return distinct([names[position] for position in range(count)])
+
+
+def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
+    """The names, with a number where one is taken or comes again."""
+    used, found = set(taken), list[str]()
+    for name in names:
+        own, number = name, 1
+        while own in used or (number > 1 and own in names):
+            number += 1
+            own = f"{name}_{number}"
+        used.add(own)
+        found.append(own)
+    return found
 
 
 def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Largest absolute difference of flat outputs.
+    """Largest absolute difference of flat outputs; infinities and NaNs are as they should be, or infinite.
 
     Raises:
-        ContractError: other shapes, or further apart than `TOLERANCE` times the largest output.
+        ContractError: other shapes, no finite output, or further apart than `TOLERANCE` times the largest.
     """
     if [t.shape for t in expected] != [t.shape for t in found]:
         raise ContractError("the exported file returns outputs of other shapes; it was not written")
     pairs = [(a.double(), b.double()) for a, b in zip(expected, found, strict=True) if a.numel()]
-    apart = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
-    scale = max((float(a.abs().max()) for a, _ in pairs), default=0.0)
+    if pairs and not any(bool(a.isfinite().any()) for a, _ in pairs):
+        raise ContractError(
+            "the model gives no finite number to compare the exported file by; it was not written",
+            fix="give samples as inputs=",
+        )
+    apart = max((_apart(a, b) for a, b in pairs), default=0.0)
+    scale = max((float(a.nan_to_num(0, 0, 0).abs().max()) for a, _ in pairs), default=0.0)
     if not apart <= TOLERANCE * scale:
         raise ContractError(f"the exported file differs by {apart:.3g}; it was not written")
     return apart
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().nan_to_num(torch.inf, torch.inf).masked_fill(same, 0).max())
 
 
 def check_route(choices: Mapping[str, Choice], expected: Route, found: Route) -> None:

@@ -52,7 +52,7 @@ class Stager:
         self._policy, self._constants, self._choices = policy, constants, program.choices
         types = dim_facts(program).graphs["eval"].types
         self.graph = without_writes(program.graphs["eval"])
-        self.sizes = Sizes(self.graph, types, program.sized, constants)
+        self.sizes = Sizes(self.graph, types, program, constants)
         self._values = Values(self.graph, program, policy, self.sizes, constants)
         self._nodes = by_name(self.graph)
         self._segments = cut(self.graph, types, program)

@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from dyncompile.deploy.exports.formats import Call, check_format, write_file
-from dyncompile.deploy.exports.samples import difference, free_batch, named_inputs, random_inputs, tensors_of
+from dyncompile.deploy.exports.samples import (
+    difference,
+    free_batch,
+    named_inputs,
+    random_inputs,
+    some_rows,
+    tensors_of,
+)
 from dyncompile.errors import DyncompileError
 from dyncompile.files import ASIDE
 from dyncompile.signature import Signature
+
+_TRACED = 3
+"""Samples to trace with: a batch of one would be taken for a fixed size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +41,13 @@ class Written:
     difference: float
 
 
-def write_static(static: fx.GraphModule, signature: Signature, path: Path, file_format: str) -> Written:
+def write_static(
+    static: fx.GraphModule,
+    signature: Signature,
+    path: Path,
+    file_format: str,
+    samples: Sequence[Any] | None = None,
+) -> Written:
     """Write a specialized network; any batch size, every other size fixed.
 
     Args:
@@ -38,6 +55,7 @@ def write_static(static: fx.GraphModule, signature: Signature, path: Path, file_
         signature: of the model that it came from.
         path: is replaced as a whole.
         file_format: "pt2" or "onnx".
+        samples: flat inputs to compare on; three random ones by default, in the dtypes of the capture.
 
     Raises:
         SpecError: an unknown format, or onnx is not installed.
@@ -45,12 +63,13 @@ def write_static(static: fx.GraphModule, signature: Signature, path: Path, file_
         ContractError: the file computes something else; nothing is written.
     """
     check_format(file_format)
-    flat = random_inputs(signature, 3)
-    named = named_inputs(signature, flat)
+    flat = random_inputs(signature, _TRACED) if samples is None else samples
+    traced = named_inputs(signature, some_rows(signature, flat, _TRACED))
 
     def write(made: Path) -> float:
-        run = write_file(static, Call(named, free_batch(signature)), made, file_format)
-        expected = [leaf for leaf in pytree.tree_leaves(static(**named)) if isinstance(leaf, Tensor)]
+        run = write_file(static, Call(traced, free_batch(signature)), made, file_format)
+        output = static(**named_inputs(signature, flat))
+        expected = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
         return difference([leaf.detach() for leaf in expected], run(tensors_of(signature, flat)))
 
     return write_aside(path, write)

@@ -13,7 +13,9 @@ from dyncompile.analysis.dims.call import TensorType, Type, flat_types
 from dyncompile.deploy.exports import forms
 from dyncompile.deploy.exports.constants import Constants
 from dyncompile.deploy.exports.frames import Frame, Row
-from dyncompile.program import Sized
+from dyncompile.precision import present_dtypes
+from dyncompile.program import Program
+from dyncompile.state import state_tensors
 from dyncompile.torchlib import tensors_in
 
 
@@ -29,21 +31,15 @@ class Sizes:
     """Types of one program's values, and the sizes that choices give them."""
 
     def __init__(
-        self, graph: fx.Graph, types: Mapping[str, Type], sized: Mapping[str, Sized], constants: Constants
+        self, graph: fx.Graph, types: Mapping[str, Type], program: Program, constants: Constants
     ) -> None:
-        self._graph, self._types, self._sized, self._constants = graph, types, sized, constants
+        self._graph, self._types, self._sized, self._constants = graph, types, program.sized, constants
+        self._dtypes = present_dtypes(graph, state_tensors(program.state))
 
     def check(self, frame: Frame, node: fx.Node) -> None:
         """Raises NeedsColumn where the size of a value depends on a choice that is not known in a frame."""
         for dims in flat_types(self._types.get(node.name)):
             self._check(frame, dims)
-
-    def shape(self, frame: Frame, node: fx.Node) -> list[int]:
-        """The shape of a tensor in a frame. Raises NeedsColumn."""
-        dims = self._types[node.name]
-        assert isinstance(dims, tuple), node
-        self._check(frame, dims)
-        return self._shape(frame, dims)
 
     def size(self, frame: Frame, node: fx.Node, axis: int) -> int | None:
         """The size of one axis; None for a value without a type. Raises NeedsColumn."""
@@ -59,8 +55,19 @@ class Sizes:
         for node in nodes:
             types = flat_types(self._types[node.name])
             for value, dims in zip(tensors_in(node.meta["val"]), types, strict=True):
-                made.append(frame.call(torch.zeros, self._shape(frame, dims), dtype=value.dtype))
+                made.append(self._zeros(frame, dims, value))
         return made
+
+    def zeros(self, frame: Frame, node: fx.Node) -> fx.Node:
+        """Zeros in the shape that a tensor has in a frame. Raises NeedsColumn."""
+        dims = self._types[node.name]
+        assert isinstance(dims, tuple), node
+        self._check(frame, dims)
+        return self._zeros(frame, dims, node.meta["val"])
+
+    def _zeros(self, frame: Frame, dims: TensorType, captured: Tensor) -> fx.Node:
+        dtype = self._dtypes.get(captured.dtype, captured.dtype)
+        return frame.call(torch.zeros, self._shape(frame, dims), dtype=dtype)
 
     def padded(self, frame: Frame, node: fx.Node, values: Sequence[fx.Node]) -> list[fx.Node]:
         """The tensors of a value in the sizes that they have outside of a frame."""
