@@ -49,7 +49,8 @@ def test_costs_that_are_first_asked_for_in_inference_mode_train_afterwards(metho
     dyn = conv_net(method)
     with torch.inference_mode():
         route = dyn.run(X, policy=dc.Learned())[1]
-        dyn.macs(route), dyn.spent(route), dyn.active_parameters(route)
+        for count in (dyn.macs, dyn.spent, dyn.active_parameters):
+            count(route)
     record = dyn.record(X, policy=dc.Learned(), execution="dense")
     dyn.spent(record.route).sum().backward()
     run(dyn, recipe(plain(policy=dc.Learned())))

@@ -31,7 +31,7 @@ class _Table(nn.Module):
 
 def test_frozen_parameters_stay() -> None:
     source = _Table()
-    source.inner[0].requires_grad_(False)
+    source.inner.get_submodule("0").requires_grad_(False)
     dyn = dc.dynamize(source, UNGATED, torch.randn(2, 3, 6, 6))
     before = {name: p.detach().clone() for name, p in dyn.named_parameters()}
     frozen = [name for name, p in dyn.named_parameters() if not p.requires_grad]

@@ -15,6 +15,7 @@ from dyncompile.cli.output import busy, errors_as_panels, say
 from dyncompile.cli.routes import parse_route
 from dyncompile.deploy import export as export_model
 from dyncompile.deploy import specialize as specialized
+from dyncompile.deploy.exports.exporting import batch_of
 from dyncompile.deploy.exports.formats import BUNDLE, FORMATS, check_format
 from dyncompile.deploy.exports.static import Written, write_static
 from dyncompile.errors import SpecError
@@ -107,7 +108,7 @@ def _take_out(
     route = parse_route(dyn, words, smallest=smallest)
     with busy("specializing, writing, comparing"):
         static = specialized(dyn, route)
-        written = write_static(static, dyn.program.signature, output, chosen)
+        written = write_static(static, dyn.program.signature, output, chosen, batch_of(dyn, None))
     found = _costs(dyn, static, route, written)
     say(json.dumps(found, indent=2) if as_json else _told(found))
 
