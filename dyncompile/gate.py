@@ -12,13 +12,14 @@ norm in a decision net: a batch of one sample is what it decides for in the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from dyncompile.analysis.flow import memory_of, writers_of, written
 from dyncompile.analysis.points import Point
 from dyncompile.errors import SpecError
 from dyncompile.program import Choice, Domain, copy_graph
@@ -137,14 +138,26 @@ def _call(graph: fx.Graph, target: Any, args: tuple[Any, ...], after: fx.Node | 
 
 
 def without_gates(source: fx.Graph) -> fx.Graph:
-    """A copy in which policies decide without logits, and nothing runs that only decisions read."""
+    """A copy in which policies decide without logits, and nothing runs that only decisions read.
+
+    What is written into memory that others read, or that outlives the graph, is no decision's own.
+    """
     graph = copy_graph(source)
-    deciding: set[fx.Node] = set()
+    writers, memory = writers_of(graph), memory_of(graph.nodes, {})
+    deciding, needed = set[fx.Node](), set[fx.Node]()
     for node in reversed(list(graph.nodes)):
+        read = {n for n in (*node.all_input_nodes, *writers[node].values()) if n.op != "placeholder"}
         if node.target is ops.decide:
-            deciding.update(n for n in node.all_input_nodes if n.op != "placeholder")
+            deciding |= read
             node.args = node.args[:2]
-        elif node in deciding and not node.users:
-            deciding.update(n for n in node.all_input_nodes if n.op != "placeholder")
+        elif node in deciding - needed and not node.users and not _outlives(node, memory):
+            deciding |= read
             graph.erase_node(node)
+        else:
+            needed.update(writers[node].values())
     return graph
+
+
+def _outlives(node: fx.Node, memory: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether a node writes into state or an input."""
+    return any(memory[changed].op != "call_function" for changed in written(node))

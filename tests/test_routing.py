@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -365,6 +366,33 @@ def test_what_a_connection_is_offered() -> None:
     hidden = "dyn.gates.route.2.reduce.weight"  # one router decides for a stage, its second head for the rest
     assert hidden not in shared.state_dict()
     assert hidden in own.state_dict()
+
+
+class Maps(nn.Module):
+    """A branch and a head on maps with one to three spatial axes."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        layer: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+        norm: Any = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[axes - 1]
+        self.stem, self.head = layer(2, 6, 1), nn.Linear(6, 5)
+        self.branch = nn.Sequential(layer(6, 6, 3, padding=1), norm(6), nn.ReLU(), layer(6, 6, 1), norm(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head((x + self.branch(x)).flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_alternatives_map_channels_whatever_the_axes(axes: int) -> None:
+    """With as many positions as channels, too."""
+    torch.manual_seed(0)
+    net, x = Maps(axes).eval(), torch.randn(4, 2, *(6, 3, 3)[:axes])
+    dyn = dc.dynamize(net, "routing", x)
+    dc.verify(dyn, net, x)
+    state = dyn.state_dict()
+    assert state["dyn.branches.branch.lowrank.layers.0.weight"].shape[2:] == (1,) * axes
+    assert state["dyn.branches.branch.separable3.depthwise.weight"].shape == (6, 1, *(3,) * axes)
 
 
 class Residual(nn.Sequential):

@@ -88,7 +88,7 @@ class Flow:
     @classmethod
     def of(cls, graph: fx.Graph, decisions: Collection[Target] = ()) -> Flow:
         """The flow of `graph`; nodes whose target is in `decisions` carry no data."""
-        writers = _writers(graph)
+        writers = writers_of(graph)
         operands = {
             node: list(dict.fromkeys((*node.all_input_nodes, *writers[node].values()))) for node in writers
         }
@@ -186,8 +186,8 @@ class Flow:
         known: defaultdict[fx.Node, list[fx.Node]] = defaultdict(list)
         found: set[fx.Node] = set()
         for node in self.operands:
-            for written in _written(node):
-                found.update(known[memory[written]])
+            for changed in written(node):
+                found.update(known[memory[changed]])
             known[memory[node]].append(node)
         return found
 
@@ -267,7 +267,7 @@ def _beside(node: fx.Node) -> object:
     return node.args[1] if op_name(node) in _SECOND_IS_SHAPE else None
 
 
-def _writers(graph: fx.Graph) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
+def writers_of(graph: fx.Graph) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
     """For each node, the inputs whose memory another node has written into since they were made."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     memory = memory_of(graph.nodes, {})
@@ -276,7 +276,7 @@ def _writers(graph: fx.Graph) -> dict[fx.Node, dict[fx.Node, fx.Node]]:
     for node in graph.nodes:
         latest = [(read, last[memory[read]]) for read in node.all_input_nodes if memory[read] in last]
         writers[node] = {read: writer for read, writer in latest if position[writer] > position[read]}
-        last |= {memory[written]: node for written in _written(node)}
+        last |= {memory[changed]: node for changed in written(node)}
     return writers
 
 
@@ -304,7 +304,8 @@ def memory_of(nodes: Iterable[fx.Node], passed_on: Mapping[fx.Node, fx.Node]) ->
     return origin
 
 
-def _written(node: fx.Node) -> Iterator[fx.Node]:
+def written(node: fx.Node) -> Iterator[fx.Node]:
+    """The operands whose memory a node writes into."""
     schema = schema_of(node.target)
     for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
         if isinstance(value, fx.Node) and argument.alias_info is not None and argument.alias_info.is_write:

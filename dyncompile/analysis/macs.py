@@ -15,7 +15,7 @@ from torch import fx
 from dyncompile.analysis.dims.algebra import BATCH, Dim, Elastic, Factor, Sum, Widths, factor_size
 from dyncompile.analysis.dims.call import bind
 from dyncompile.analysis.dims.facts import GraphDims
-from dyncompile.analysis.flow import CONTRACTIONS, op_name
+from dyncompile.analysis.flow import CONTRACTIONS, op_name, writers_of
 from dyncompile.runtime.ops import DECISIONS
 from dyncompile.runtime.synthesis import synthesize
 from dyncompile.torchlib import by_name, items, schema_of
@@ -67,7 +67,7 @@ def path_nodes(graph: fx.Graph, *, kernels: bool = False) -> set[str]:
 
     Kernels put together per sample are state; with `kernels` what they are put together from counts, too.
     """
-    found: set[str] = set()
+    writers, found = writers_of(graph), set[str]()
     todo = [node for node in graph.nodes if node.op == "output"]
     while todo:
         node = todo.pop()
@@ -75,7 +75,7 @@ def path_nodes(graph: fx.Graph, *, kernels: bool = False) -> set[str]:
             continue
         found.add(node.name)
         if node.target not in DECISIONS:
-            todo += node.all_input_nodes
+            todo += (*node.all_input_nodes, *writers[node].values())
     return found
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, fx
 
 from dyncompile.analysis.dims.algebra import BATCH, elastics
-from dyncompile.analysis.dims.call import TensorType, Type, flat_types
+from dyncompile.analysis.dims.call import TensorType, Type, flat_types, shape_of
 from dyncompile.analysis.dims.facts import DimFacts
-from dyncompile.analysis.flow import Flow, tensor
+from dyncompile.analysis.flow import Flow, memory_of, tensor, written
 from dyncompile.analysis.regions import Regions
 from dyncompile.program import MODES, Mode, Program
 
@@ -67,29 +68,42 @@ def find_points(
     partners = counterparts(program)
     branches = {branch.entry: branch.name for branch in regions.branches}
     spans = {mode: _spans(flows[mode], dims.graphs[mode].types) for mode in MODES}
+    memory = memory_of(nodes["eval"].values(), {})
+
+    def parts(name: str) -> bool:
+        own = {"eval": name, "train": partners.get(name, "")}
+        places = {m: flows[m].order[nodes[m][own[m]]] for m in MODES if own[m]}
+        apart = not any(a <= at < b for m, at in places.items() for a, b in spans[m])
+        return apart and not _writes_part(nodes["eval"][name], memory)
+
     points: list[Point] = []
-    for name in _candidates(flows["eval"], nodes["eval"], regions):
+    for name in _candidates(flows["eval"], nodes["eval"], regions, set(filter(parts, regions.trunk))):
         found = _point(name, partners.get(name), dims, nodes, branches.get(name, ""))
-        places = {m: flows[m].order[nodes[m][found.nodes[m]]] for m in MODES} if found else {}
-        if found and not any(a <= at < b for m, at in places.items() for a, b in spans[m]):
-            points.append(found)
+        points += [found] if found else []
     return PointFacts(tuple(points), _before(program, dims, points, ignored), partners)
 
 
-def _candidates(flow: Flow, nodes: Mapping[str, fx.Node], regions: Regions) -> Iterator[str]:
+def _candidates(
+    flow: Flow, nodes: Mapping[str, fx.Node], regions: Regions, fit: Collection[str]
+) -> Iterator[str]:
     """Trunk nodes that start a branch, that a trunk contraction reads, or behind which several ways work."""
     starts = {branch.entry for branch in regions.branches}
     trunk = [nodes[name] for name in regions.trunk]
     starts |= {source.name for node in trunk if flow.contracts(node) for source in node.all_input_nodes[:1]}
-    on_trunk, last = set(trunk), ""
+    on_trunk, last = {node for node in trunk if node.name in fit}, ""
     for node in nodes.values():
         if node in on_trunk:
             last = node.name
         elif flow.contracts(node):  # what is not on the trunk lies between two nodes of it
             starts.add(last)
     for node in trunk:
-        if node.op == "call_function" and node.name in starts:
+        if node in on_trunk and node.op == "call_function" and node.name in starts:
             yield node.name
+
+
+def _writes_part(node: fx.Node, memory: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether a node's value is a part of what it changes: decisions read whole values."""
+    return any(prod(shape_of(tensor(one))) != prod(shape_of(tensor(memory[one]))) for one in written(node))
 
 
 def _point(

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from dyncompile.analysis.dims.algebra import size
+from dyncompile.analysis.flow import writers_of
 from dyncompile.analysis.points import Point
 from dyncompile.analysis.sums import Sums
 from dyncompile.exits import insert_leave
@@ -65,12 +66,13 @@ class Editor(Sizing):
     def gain(self, gained: Iterable[Gained]) -> None:
         """Let choices scale what branches add; at gain 0 nothing of a branch need run."""
         for mode, graph in self._graphs.items():
-            types = self._facts.dims.graphs[mode].types
+            types, writers = self._facts.dims.graphs[mode].types, writers_of(graph)
             for one in gained:
                 exit, output = (self._named[mode][name] for name in one.nodes[mode])
                 decision = self._decisions[mode, one.choice]
                 batch = batch_axis(types[output.name])
-                with graph.inserting_after(max(output, decision)):
+                last = writers[exit].get(output, output)
+                with graph.inserting_after(max(last, decision)):
                     new = graph.call_function(ops.gain, (output, decision, one.weights, batch))
                 new.meta = dict(output.meta)
                 new.meta.pop("nn_module_stack", None)  # it is no part of the module that made the output
@@ -96,9 +98,11 @@ class Editor(Sizing):
         for mode, graph in self._graphs.items():
             output, readers = at[mode][1], at[mode][2:] or list(at[mode][1].users)
             operands = [output, *outputs[mode]]
+            writers = writers_of(graph)
+            written = [writers[reader][output] for reader in at[mode][2:] if output in writers[reader]]
             decision = self._decisions[mode, one.choice]
             batch = batch_axis(self._facts.dims.graphs[mode].types[output.name])
-            with graph.inserting_after(max(*operands, decision)):
+            with graph.inserting_after(max(*operands, *written, decision)):
                 new = graph.call_function(ops.mix, (operands, decision, weights, batch))
             new.meta = dict(output.meta)
             new.meta.pop("nn_module_stack", None)  # it is no part of the module that made the output

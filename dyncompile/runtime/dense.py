@@ -15,6 +15,7 @@ from torch import fx
 
 from dyncompile.analysis.dims.algebra import Dim, elastics
 from dyncompile.analysis.dims.call import TensorType, bind
+from dyncompile.analysis.dims.dead import cuts
 from dyncompile.analysis.dims.facts import DimFacts
 from dyncompile.analysis.sums import Sums
 from dyncompile.program import Mode, Program, copy_graph
@@ -104,8 +105,8 @@ class _Densifier:
         if node.target is aten.layer_norm.default:
             self._layer_norm(node)
             return
-        if node.target in (ops.decide, masks.mask, masks.masked):
-            return
+        if node.target in (ops.decide, masks.mask, masks.masked) or cuts(node):
+            return  # what a cut leaves is masked where it is summed over, and written into until then
         summed = set[Dim]()
         for operand in node.all_input_nodes:
             current, dims = operand, self._sums.dims(operand)

@@ -10,12 +10,28 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers for maps with one number of spatial axes."""
+
+    convolution: type[nn.Conv1d | nn.Conv2d | nn.Conv3d]
+    norm: type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]
+    pool: type[nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d]
+
+
+_LAYERS: dict[int, Layers] = {
+    1: Layers(nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d),
+    2: Layers(nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d),
+    3: Layers(nn.Conv3d, nn.BatchNorm3d, nn.AdaptiveAvgPool3d),
+}
 
 
 @dataclass(frozen=True)
@@ -58,12 +74,19 @@ class Place:
 
     @property
     def is_map(self) -> bool:
-        """Whether it is about maps [B, C, H, W]."""
-        return not self.last and len(self.takes) == len(self.gives) == 3
+        """Whether it is about maps [B, C, L], [B, C, H, W] or [B, C, D, H, W]."""
+        return not self.last and len(self.takes) == len(self.gives) and len(self.takes) - 1 in _LAYERS
+
+    @property
+    def layers(self) -> Layers:
+        """The layers of its maps. Raises LookupError where it has none."""
+        return _LAYERS[len(self.takes) - 1]
 
     def end(self) -> list[nn.Module]:
         """What a candidate ends in, as the connection does: batch norm, activation."""
-        norm: list[nn.Module] = [nn.BatchNorm2d(self.channels[1])] if self.normed and self.is_map else []
+        norm: list[nn.Module] = []
+        if self.normed and self.is_map:
+            norm.append(self.layers.norm(self.channels[1]))
         return norm + ([] if self.activation is None else [self.activation()])
 
 
@@ -99,13 +122,14 @@ class Nothing(nn.Module):
 
 
 class Separable(nn.Module):
-    """A depthwise convolution, then a pointwise one: [B, C, H, W] -> [B, C', H', W']."""
+    """A depthwise convolution, then a pointwise one: [B, C, *S] -> [B, C', *S']."""
 
-    def __init__(self, place: Place, kernel: int, stride: tuple[int, int]) -> None:
+    def __init__(self, place: Place, kernel: int, stride: tuple[int, ...]) -> None:
         super().__init__()
         taken, given = place.channels
-        self.depthwise = nn.Conv2d(taken, taken, kernel, stride, kernel // 2, groups=taken, bias=False)
-        self.pointwise = nn.Conv2d(taken, given, 1, bias=not place.normed)
+        layer: Any = place.layers.convolution
+        self.depthwise = layer(taken, taken, kernel, stride, kernel // 2, groups=taken, bias=False)
+        self.pointwise = layer(taken, given, 1, bias=not place.normed)
         self.end = nn.Sequential(*place.end())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,12 +143,16 @@ class Pointwise(nn.Module):
     def __init__(self, place: Place, widths: tuple[int, ...]) -> None:
         super().__init__()
         before, after = place.positions
-        self.pool = nn.AdaptiveAvgPool2d(after) if before != after else nn.Identity()
+        pool: Any = place.layers.pool if before != after else nn.Identity
+        self.pool = pool(after)
         layers: list[nn.Module] = []
         for i, (taken, given) in enumerate(pairwise(widths)):
             bias = i == len(widths) - 2 and not (place.normed and place.is_map)
-            kernel = nn.Conv2d(taken, given, 1, bias=bias) if place.is_map else nn.Linear(taken, given, bias)
-            layers.append(kernel)
+            layers.append(
+                place.layers.convolution(taken, given, 1, bias=bias)
+                if place.is_map
+                else nn.Linear(taken, given, bias)
+            )
         self.layers = nn.Sequential(*layers)
         self.end = nn.Sequential(*place.end())
 
@@ -164,6 +192,8 @@ def separable5(place: Place) -> nn.Module | str:
 
 
 def _pointwise(place: Place, widths: tuple[int, ...]) -> nn.Module | str:
+    if not (place.last or place.is_map):
+        return f"there are no layers for maps with {len(place.takes) - 1} and {len(place.gives) - 1} axes"
     before, after = place.positions
     if before != after and (not place.is_map or any(b < a for b, a in zip(before, after, strict=True))):
         return f"positions change from {list(before)} to {list(after)}"
@@ -172,7 +202,7 @@ def _pointwise(place: Place, widths: tuple[int, ...]) -> nn.Module | str:
 
 def _separable(place: Place, kernel: int) -> nn.Module | str:
     if not place.is_map:
-        return "there is no map [B, C, H, W]"
+        return "there is no map [B, C, *positions]"
     before, after = place.positions
     strides = [
         next((s for s in range(1, b + 1) if -(-b // s) == a), 0)
@@ -180,7 +210,7 @@ def _separable(place: Place, kernel: int) -> nn.Module | str:
     ]
     if not all(strides):
         return f"no stride leads from {list(before)} to {list(after)} positions"
-    return Separable(place, kernel, (strides[0], strides[1]))
+    return Separable(place, kernel, tuple(strides))
 
 
 _CANDIDATES: dict[str, Candidate] = {

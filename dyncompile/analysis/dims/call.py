@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from dyncompile.analysis.dims.algebra import BATCH_STAND_IN, Dim, fixed, size
+from dyncompile.analysis.dims.algebra import BATCH_STAND_IN, Dim, fixed, is_batched, size
 from dyncompile.analysis.dims.environment import Environment
 from dyncompile.torchlib import Operator, is_several, items, schema_of, symbolic_int
 
@@ -176,6 +176,11 @@ class Call:
             return list(range(rank))
         return [int(v) % max(rank, 1) for v in ([value] if isinstance(value, int) else value)]
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether an input holds samples; parameters, and what is made of them, do not."""
+        return any(is_batched(self.env.normal(dim)) for dims in self.tensors() for dim in dims)
+
     # -- the output ---------------------------------------------------------------------------
 
     @property
@@ -204,8 +209,14 @@ class Call:
         self.findings.normalized += [(dim, how) for dim in dims]
         self.accounted += dims
 
+    def sums(self, *dims: Dim) -> None:
+        """`dims` are summed over. Masks have rows: where no input has any, nothing leaves positions out."""
+        self.accounted += dims
+        if not self.has_rows:
+            self.normalizes(dims, f"{str(self.node.target).split('.')[1]} of parameters")
+
     def reduces(self, *dims: Dim) -> None:
-        """`dims` are summed or matched against another input, and are not in the output."""
+        """`dims` are matched against another input, and are not in the output."""
         self.accounted += dims
 
     def freeze(self, dim: Dim, reason: str) -> Dim:

@@ -28,13 +28,14 @@ def dead_dims(program: Program, facts: DimFacts) -> frozenset[str]:
     for mode, graph in program.graphs.items():
         names = facts.graphs[mode].elastics
         for node in graph.nodes:
-            if node.op == "call_function" and node.target not in _EFFECTS and not _cuts(node):
+            if node.op == "call_function" and node.target not in _EFFECTS and not cuts(node):
                 taken = _NONE.union(*(names.get(operand.name, _NONE) for operand in node.all_input_nodes))
                 live |= taken if node.target is ops.pick else taken - names.get(node.name, _NONE)
     return frozenset(name for name in facts.elastic if name not in live and _leaves_something(name, facts))
 
 
-def _cuts(node: fx.Node) -> bool:
+def cuts(node: fx.Node) -> bool:
+    """Whether a node takes out a part of a value, or parts."""
     schema = schema_of(node.target)
     return schema is not None and schema.name in _CUTS
 

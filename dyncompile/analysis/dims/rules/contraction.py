@@ -19,6 +19,7 @@ def linear(call: Call) -> TensorType:
     call.env.unify(x[-1], weight[-1])
     if call.has("bias"):
         call.env.unify(call.type("bias")[0], weight[0])
+    call.sums(x[-1])
     call.contracts(*x[:-1], *weight)
     return (*x[:-1], *weight[:-1])
 
@@ -31,6 +32,7 @@ def matmul(call: Call) -> TensorType:
     call.env.unify(a[-1:][0], inner)
     lead = broadcast(call, [a[:-2], b[:-2]]) if len(a) > 1 and len(b) > 1 else (a[:-2] or b[:-2])
     rows, columns = a[-2:-1], b[1:][-1:]
+    call.sums(inner)
     call.contracts(*lead, *rows, inner, *columns)
     return (*lead, *rows, *columns)
 
@@ -43,6 +45,7 @@ def addmm(call: Call) -> TensorType:
     if len(a) == 3:
         call.env.unify(a[0], b[0])
     out = (*a[:-1], b[-1])
+    call.sums(a[-1])
     call.contracts(*out, a[-1])
     return broadcast(call, [out, base])
 
@@ -71,7 +74,7 @@ def einsum(call: Call) -> TensorType:
             dims[letter] = call.env.unify(known, dim) if 1 not in (size(known), size(dim)) else known or dim
     summed = [x for x, dim in dims.items() if x not in output and size(dim) != 1]
     alone = [x for x in summed if not all(x in letters for letters in inputs)]
-    call.reduces(*(dims[x] for x in alone))
+    call.sums(*(dims[x] for x in summed))
     if len(summed) > len(alone):
         call.contracts(*(dim for x, dim in dims.items() if x not in alone))
     return tuple(call.env.normal(dims[letter]) for letter in output)
@@ -94,7 +97,7 @@ def _subscripts(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 def convolution(call: Call) -> TensorType:
     """``x [B, C, *S], weight [O, C/groups, *K] -> [B, O, *S']``.
 
-    An axis that keeps its length keeps its type.
+    An axis that keeps its length keeps its type; a kernel that slides over it reads neighbors.
     """
     return convolved(call, call.type("input"), call.type("weight"))
 
@@ -108,6 +111,7 @@ def convolved(call: Call, x: TensorType, weight: TensorType) -> TensorType:
     if call.has("bias"):
         call.env.unify(call.type("bias")[0], out)
     space = _space(call, x, weight)
+    call.sums(fan_in)
     call.contracts(x[0], out, fan_in, *space, *(fixed(size(k)) for k in weight[2:]))
     return (x[0], call.env.normal(out), *space)
 
@@ -145,6 +149,7 @@ def _space(call: Call, x: TensorType, weight: TensorType) -> list[Dim]:
     for axis, (dim, n) in enumerate(zip(x[2:], call.shape[2:], strict=True)):
         if _keeps_length(call, axis, size(weight[2 + axis])):
             out.append(dim)
+            call.normalizes([dim] if size(weight[2 + axis]) > 1 else [], "convolution")
             continue
         call.freeze(dim, "a spatial axis of a convolution")
         out.append(fixed(n))
@@ -181,6 +186,7 @@ def transposed_convolution(call: Call) -> TensorType:
     if call.has("bias"):
         call.env.unify(call.type("bias")[0], out)
     space = [fixed(n) for n in call.shape[2:]]
+    call.sums(x[1])
     call.contracts(
         x[0], x[1], weight[1], *(fixed(size(d)) for d in x[2:]), *(fixed(size(k)) for k in weight[2:])
     )
@@ -210,6 +216,7 @@ def attention(call: Call) -> TensorType:
     if call["scale"] is None:  # the default is 1/sqrt of the *active* head dim: pin it to the full one
         call.rewrite(scale=size(q[-1]) ** -0.5, when=[q[-1]])
     call.normalizes([k[-2]], "attention's softmax")
+    call.sums(q[-1])
     call.contracts(*lead, q[-2], k[-2], q[-1])
     call.contracts(*lead, q[-2], k[-2], v[-1])
     return (*lead, q[-2], v[-1])

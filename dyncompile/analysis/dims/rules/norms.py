@@ -37,7 +37,8 @@ def layer_norm(call: Call) -> Type:
                 call.env.unify(dim, other)
     inner = tuple(map(call.env.normal, inner))
     kind = "RMS norm" if "rms" in str(call.node.target) else "layer norm"
-    call.normalizes(inner, kind if rank == 1 else f"{kind} over several axes")
+    kind = kind if rank == 1 else f"{kind} over several axes"
+    call.normalizes(inner, kind if call.has_rows else f"{kind} of parameters")
     call.rewrite(normalized_shape=[Size(dim) for dim in inner])
     if "native" not in str(call.node.target):
         return x

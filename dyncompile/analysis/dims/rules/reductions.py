@@ -26,9 +26,9 @@ def _reduced(call: Call) -> tuple[Type, list[Dim]]:
 
 @rule("aten.sum", "aten.linalg_vector_norm", "aten.norm", "aten.frobenius_norm", "aten.count_nonzero")
 def total(call: Call) -> Type:
-    """Zeros add nothing: zero-equivalent."""
+    """Zeros add nothing: zero-equivalent, but for parameters, whose positions are not zeroed."""
     out, gone = _reduced(call)
-    call.reduces(*gone)
+    call.sums(*gone)
     return out
 
 
