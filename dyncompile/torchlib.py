@@ -201,3 +201,31 @@ def mark_batch(x: Tensor, axes: Sequence[int]) -> Tensor:
     for axis in axes:
         cast(Any, torch)._dynamo.mark_dynamic(alias, axis)
     return alias
+
+
+_AUTOCASTING = ("cpu", "cuda")
+
+
+@contextmanager
+def autocast_kept() -> Generator[None]:
+    """An error inside leaves no mode of autocast behind that was entered there."""
+    torch_: Any = torch
+    modes = [(d, torch_.is_autocast_enabled(d), torch_.get_autocast_dtype(d)) for d in _AUTOCASTING]
+    depth = _autocast_depth()
+    try:
+        yield
+    except BaseException:
+        for device, enabled, dtype in modes:
+            torch_.set_autocast_enabled(device, enabled)
+            torch_.set_autocast_dtype(device, dtype)
+        for _ in range(_autocast_depth() - depth):
+            torch_.autocast_decrement_nesting()
+        torch_.clear_autocast_cache()
+        raise
+
+
+def _autocast_depth() -> int:
+    """How many modes are entered: torch tells when it counts."""
+    torch_: Any = torch
+    torch_.autocast_increment_nesting()
+    return int(torch_.autocast_decrement_nesting())

@@ -19,8 +19,10 @@ from dyncompile.analysis.dims.algebra import BATCH, elastics
 from dyncompile.analysis.dims.call import TensorType, Type, flat_types, shape_of
 from dyncompile.analysis.dims.facts import DimFacts
 from dyncompile.analysis.flow import Flow, memory_of, tensor, written
+from dyncompile.analysis.ordinals import numbered
 from dyncompile.analysis.regions import Regions
 from dyncompile.program import MODES, Mode, Program
+from dyncompile.torchlib import enter_autocast
 
 Target = Callable[..., object] | str
 
@@ -67,7 +69,7 @@ def find_points(
     nodes = program.nodes
     partners = counterparts(program)
     branches = {branch.entry: branch.name for branch in regions.branches}
-    spans = {mode: _spans(flows[mode], dims.graphs[mode].types) for mode in MODES}
+    spans = {mode: _spans(program.graphs[mode], flows[mode], dims.graphs[mode].types) for mode in MODES}
     memory = memory_of(nodes["eval"].values(), {})
 
     def parts(name: str) -> bool:
@@ -157,11 +159,13 @@ def _keyed(graph: fx.Graph) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def _spans(flow: Flow, types: Mapping[str, Type]) -> list[tuple[int, int]]:
+def _spans(graph: fx.Graph, flow: Flow, types: Mapping[str, Type]) -> list[tuple[int, int]]:
     """(first, end) positions between which rows cannot part.
 
-    While a tensor is alive whose rows cannot be gathered, or from a value to a later write into its memory.
+    While a tensor is alive whose rows cannot be gathered, from a value to a later write into its memory, and
+    within a region of another precision, which is entered and left once.
     """
+    counted = numbered(graph)
     last: dict[fx.Node, int] = {}
     spans: list[tuple[int, int]] = []
     for node, read in flow.operands.items():
@@ -169,7 +173,8 @@ def _spans(flow: Flow, types: Mapping[str, Type]) -> list[tuple[int, int]]:
             last[operand] = flow.order[node]
         spans += [(flow.order[made], flow.order[by]) for made, by in flow.writers[node].items()]
     for node, end in last.items():
-        if node.op == "call_function" and not all(map(gatherable, flat_types(types.get(node.name)))):
+        gathers = all(map(gatherable, flat_types(types.get(node.name)))) and node not in counted
+        if (node.op == "call_function" and not gathers) or node.target is enter_autocast:
             spans.append((flow.order[node], end))
     return spans
 

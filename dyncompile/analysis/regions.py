@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, fx
 
 from dyncompile.analysis.flow import Flow, dominators, tensor
+from dyncompile.analysis.ordinals import numbered
 from dyncompile.program import source_line
 
 
@@ -84,9 +85,12 @@ def find_regions(graph: fx.Graph, flow: Flow) -> Regions:
     """
     found: dict[fx.Node, _Found] = {}
     refused: dict[fx.Node, str] = {}
+    counted = numbered(graph)
     for exit in filter(flow.sources.__contains__, graph.nodes):
         if str(exit.target) in _ADDS and len(_operands(flow, exit)) == 2:
             verdict = _judge(flow, exit, found)
+            if isinstance(verdict, _Found) and (reads := counted & verdict.body.reads):
+                verdict = f"it reads rows by their number in the batch: {_listed(reads)}"
             if isinstance(verdict, _Found):
                 found[exit] = verdict
             elif verdict:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from dyncompile.analysis.dims.call import bind
 from dyncompile.program import copy_graph
-from dyncompile.torchlib import own_buffers, own_modules, own_parameters
+from dyncompile.torchlib import autocast_kept, enter_autocast, own_buffers, own_modules, own_parameters
 
 GraphForward = Callable[..., Sequence[Any]]
 """``forward(*graph inputs)`` -> flat outputs."""
@@ -46,7 +46,15 @@ def compile_graph(graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
     def forward(*inputs: Any) -> Sequence[Any]:
         return function(None, [registered[key] for registered, key in slots], *inputs)
 
-    return forward
+    return _leaving_no_mode(forward) if any(n.target is enter_autocast for n in graph.nodes) else forward
+
+
+def _leaving_no_mode(forward: GraphForward) -> GraphForward:
+    def guarded(*inputs: Any) -> Sequence[Any]:
+        with autocast_kept():
+            return forward(*inputs)
+
+    return guarded
 
 
 def bind_graph(graph: fx.Graph, name: str, tensors: Mapping[str, Tensor]) -> GraphForward:

@@ -23,6 +23,7 @@ from dyncompile.analysis.dims.algebra import BATCH, elastics
 from dyncompile.analysis.dims.call import Type, flat_types
 from dyncompile.analysis.exits import Leave, find_leaves
 from dyncompile.analysis.flow import carries_tensor
+from dyncompile.analysis.ordinals import ordinals
 from dyncompile.analysis.skips import Alternative, Skip, find_skips
 from dyncompile.program import POLICY, Program
 from dyncompile.runtime import ops
@@ -65,6 +66,7 @@ class _Cutter:
         blocks: bool,
     ) -> None:
         self._graph, self.types, self._sized = graph, types, program.sized
+        self._ordinals = ordinals(graph)
         self.state, self.channels, self.compiler = program.state, channels, compiler
         self._parting = parting(graph)
         self._home: dict[fx.Node, int] = {}
@@ -105,10 +107,13 @@ class _Cutter:
             self._home[node] = len(self._decisions) - 1
 
     def is_light(self, node: fx.Node) -> bool:
-        """Whether a node is computed again where it is needed: state, decisions, sizes, narrowed state."""
+        """Whether a node is computed again where it is needed.
+
+        State, decisions, sizes, narrowed state, numbers of rows: another group has others.
+        """
         if node.target is ops.decide:
             return not self.is_taken_here(node)
-        if node.op == "get_attr" or node.target in ops.FOLDABLE:
+        if node.op == "get_attr" or node.target in ops.FOLDABLE or node in self._ordinals:
             return True
         return node.op == "call_function" and not carries_tensor(node) and node.target is not ops.put
 
