@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -68,11 +69,29 @@ def row_of(out: Any, row: int, size: int) -> list[Tensor]:
 def count_macs(run: Callable[[], Any]) -> float:
     """MACs of a call by torch's own counter.
 
-    Gradients on and unfused attention, or it misses attention on CPU.
+    Gradients on and unfused attention, or it misses attention on CPU. Products with a vector, which it does
+    not know (spectral norms have them), are counted as those of matrices.
     """
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_VECTOR_FLOPS)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         run()
     return counter.get_total_flops() / 2
+
+
+def _of_factors(first: Sequence[int], *others: Any, **options: Any) -> int:
+    """Flops of a product with a vector: every element of the other factor is read once."""
+    return 2 * prod(first)
+
+
+def _of_addends(addend: Sequence[int], first: Sequence[int], *others: Any, **options: Any) -> int:
+    return _of_factors(first)
+
+
+_VECTOR_FLOPS: dict[Any, Any] = {
+    torch.ops.aten.mv: _of_factors,
+    torch.ops.aten.dot: _of_factors,
+    torch.ops.aten.addmv: _of_addends,
+}
 
 
 def step(module: nn.Module, seed: int, run: Callable[[], Any]) -> Any:
