@@ -37,12 +37,13 @@ def captured(owned: nn.Module, named: dict[str, Any]) -> Program:
     leaves = [make_leaf(_path(path), value, batch) for path, value in pytree.tree_flatten_with_path(named)[0]]
     owned.train().eval()  # clears tensors that models cache per mode
     traced: dict[Mode, Traced] = {mode: _trace(owned, forward, named, batch, mode) for mode in MODES}
-    out_structure = traced["eval"][1]
+    out_structure, train_structure = traced["eval"][1], traced["train"][1]
+    other = None if train_structure == out_structure else train_structure
     state = nn.Module()
     graphs: dict[Mode, fx.Graph] = {
         mode: clean_graph(module, state, owned) for mode, (module, _) in traced.items()
     }
-    signature = Signature(forward, structure, tuple(leaves), out_structure)
+    signature = Signature(forward, structure, tuple(leaves), out_structure, other)
     return Program(graphs=graphs, state=state, signature=signature, notes=_notes(traced))
 
 

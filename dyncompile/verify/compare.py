@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from dyncompile.signature import field_names
+
 RELATIVE_TOLERANCE = 1e-5
 """For results that take other kernels (contiguous against strided weights), not for full capacity."""
 MASKED_TOLERANCE = 1e-4
@@ -20,10 +22,19 @@ MASKED_TOLERANCE = 1e-4
 
 def difference(expected: Any, actual: Any) -> float:
     """Largest absolute difference between two structures of tensors; infinite where they do not match."""
-    left, right = pytree.tree_leaves(plain(expected)), pytree.tree_leaves(plain(actual))
-    if len(left) != len(right):
+    (left, one), (right, other) = pytree.tree_flatten(plain(expected)), pytree.tree_flatten(plain(actual))
+    if _form(one) != _form(other):
         return float("inf")
     return max((_difference(a, b) for a, b in zip(left, right, strict=True)), default=0.0)
+
+
+def _form(spec: pytree.TreeSpec) -> Any:
+    """A structure in lists and dicts; a class with named fields is a dict, as it is in a checkpoint."""
+    if spec.is_leaf():
+        return None
+    entries = [_form(child) for child in spec.children()]
+    names = field_names(spec)
+    return (spec.type, entries) if names is None else dict(zip(names, entries, strict=True))
 
 
 def _difference(a: Any, b: Any) -> float:
