@@ -106,10 +106,20 @@ _VECTOR_FLOPS: dict[Any, Any] = {
 
 
 def step(module: nn.Module, seed: int, run: Callable[[], Any]) -> Any:
-    """Forward and backward of the mean square of all outputs under one seed; returns the output."""
+    """Forward and backward of the mean square of all outputs under one seed; returns the output.
+
+    A frozen module, or one that returns integers, has no backward.
+    """
     module.zero_grad()
     torch.manual_seed(seed)  # pyright: ignore
     out = run()
-    floats = [v for v in pytree.tree_leaves(out) if isinstance(v, Tensor) and v.requires_grad]
-    torch.stack([v.float().square().mean() for v in floats]).sum().backward()  # pyright: ignore
+    loss = mean_square(out)
+    if loss is not None:
+        loss.backward()  # pyright: ignore
     return out
+
+
+def mean_square(out: Any) -> Tensor | None:
+    """The sum over tensors of their mean squares; None where none of them has a gradient."""
+    floats = [v for v in pytree.tree_leaves(plain(out)) if isinstance(v, Tensor) and v.requires_grad]
+    return torch.stack([v.float().square().mean() for v in floats]).sum() if floats else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,19 +20,23 @@ from dyncompile.verify.compare import (
 
 @dataclass(frozen=True)
 class Subject:
-    """What the checks look at."""
+    """What the checks look at.
+
+    Attributes:
+        dyn: the dynamic model, a copy.
+        reference: its source, with the same weights.
+        args, kwargs: the example call.
+        routes: of one row each.
+        source: the reference captured anew before it has run, since models may keep what they compute for a
+            size; and the fingerprint before anything was done with it.
+    """
 
     dyn: DynamicModel
     reference: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     routes: tuple[Route, ...]
-
-    @cached_property
-    def source(self) -> tuple[Program, str]:
-        """The reference captured anew, and its fingerprint before anything was done with it."""
-        program = capture(self.reference, self.args, self.kwargs)
-        return program, program.fingerprint
+    source: tuple[Program, str]
 
     def rows(self, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The example call with `size` rows, repeated or cut."""
@@ -46,6 +49,12 @@ class Subject:
         bound = signature.forward.bind_partial()
         bound.arguments.update(named)
         return bound.args, bound.kwargs
+
+
+def captured_anew(reference: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, str]:
+    """The program of a module, and its fingerprint."""
+    program = capture(reference, args, kwargs)
+    return program, program.fingerprint
 
 
 def tensor_arguments(subject: Subject, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
