@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from dyncompile.capture.clean import clean_graph
 from dyncompile.capture.conversions import observed_dtypes
+from dyncompile.capture.remarks import observed_draws, woken
 from dyncompile.collector import paused_collector
 from dyncompile.errors import CaptureError
 from dyncompile.program import MODES, Mode, Program
@@ -35,8 +36,12 @@ def captured(owned: nn.Module, named: dict[str, Any]) -> Program:
     flat, structure = pytree.tree_flatten(named)
     batch = batch_of(flat)
     leaves = [make_leaf(_path(path), value, batch) for path, value in pytree.tree_flatten_with_path(named)[0]]
-    owned.train().eval()  # clears tensors that models cache per mode
-    traced: dict[Mode, Traced] = {mode: _trace(owned, forward, named, batch, mode) for mode in MODES}
+    notes = woken(owned)
+    owned.eval()  # after training mode: clears tensors that models cache per mode
+    traced: dict[Mode, Traced] = {}
+    for mode in MODES:
+        with observed_draws(mode, notes):
+            traced[mode] = _trace(owned, forward, named, batch, mode)
     out_structure, train_structure = traced["eval"][1], traced["train"][1]
     other = None if train_structure == out_structure else train_structure
     state = nn.Module()
@@ -44,7 +49,7 @@ def captured(owned: nn.Module, named: dict[str, Any]) -> Program:
         mode: clean_graph(module, state, owned) for mode, (module, _) in traced.items()
     }
     signature = Signature(forward, structure, tuple(leaves), out_structure, other)
-    return Program(graphs=graphs, state=state, signature=signature, notes=_notes(traced))
+    return Program(graphs=graphs, state=state, signature=signature, notes=(*_notes(traced), *notes))
 
 
 def _path(keys: Sequence[Any]) -> str:
