@@ -85,6 +85,12 @@ class Signature:
         """The arguments of a call by name, from flat graph inputs."""
         return dict(pytree.tree_unflatten(list(flat), self.structure))
 
+    def call(self, flat: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and keyword arguments of a call, from flat graph inputs."""
+        bound = self.forward.bind_partial()
+        bound.arguments.update(self.named(flat))
+        return bound.args, bound.kwargs
+
     def unflatten(self, outputs: Sequence[Any], *, training: bool = False) -> Any:
         """The user's output structure around flat outputs of the graph of a mode."""
         other = self.train_structure if training else None

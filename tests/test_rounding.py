@@ -47,7 +47,7 @@ def other_way(net: Cancels, x: Tensor) -> Tensor:
 def check(net: Cancels, fault: Any) -> Any:
     x = torch.randn(16, 64)
     dyn = dc.dynamize(net, "dsnet(gate=False)", x)
-    subject = Subject(dyn, net, (x,), {}, (), captured_anew(net, (x,), {}))
+    subject = Subject(dyn, net, (x,), {}, (), captured_anew(dyn, net, (x,), {}))
 
     @torch.no_grad()
     def ways(given: Subject) -> tuple[list[Any], list[Any]]:

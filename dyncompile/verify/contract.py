@@ -67,7 +67,7 @@ def _subject(dyn: DynamicModel, model: nn.Module, example_inputs: Any, routes: i
     known = reference.state_dict().keys()
     reference.load_state_dict({k: v for k, v in own.state_dict().items() if k in known}, strict=False)
     sampled = tuple(plan_route(Sampled(seed + i), own.choices, 1) for i in range(routes))
-    return Subject(own, reference, args, kwargs, sampled, captured_anew(reference, args, kwargs))
+    return Subject(own, reference, args, kwargs, sampled, captured_anew(own, reference, args, kwargs))
 
 
 def _ordinary(value: object) -> object:
