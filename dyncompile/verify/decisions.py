@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dyncompile.policies import Forced, Learned
 from dyncompile.program import SWITCHES, WEIGHTS
@@ -20,6 +20,8 @@ from dyncompile.verify.report import Check
 from dyncompile.verify.rounding import check_alike
 from dyncompile.verify.subject import Subject
 from dyncompile.zoo.randomization import randomize_constants
+
+_GRADIENTS = "gradients of decision nets"
 
 
 def check_learned(subject: Subject, seed: int) -> Check:
@@ -54,10 +56,10 @@ def check_gradients(subject: Subject, seed: int) -> Check:
 
     A decision that costs nothing either way (channel attention) is left to the task loss.
     """
+    if not _learning(subject.dyn):
+        return Check(_GRADIENTS, True, detail="no decision net in this model has parameters that learn")
     dyn = _open(_stirred(subject.dyn, seed)).train()
-    gates = {n: p for n, p in dyn.named_parameters() if n.startswith(f"{GATES}.") and p.requires_grad}
-    if not gates:
-        return Check("gradients of decision nets", True, detail="no decision net has parameters that learn")
+    gates = _learning(dyn)
     args, kwargs = subject.rows(3)
     record = dyn.record(*args, policy=Learned(), execution="dense", **kwargs)
     losses = _losses(dyn, record)
@@ -74,10 +76,16 @@ def check_gradients(subject: Subject, seed: int) -> Check:
             if not name.startswith(free or "-") and (gradient is None or not bool(gradient.any()))
         ]
     return Check(
-        "gradients of decision nets",
+        _GRADIENTS,
         not unreached,
         detail=", ".join(unreached[:5]) or f"{len(gates)} parameters, by {' and '.join(losses)}",
     )
+
+
+def _learning(dyn: DynamicModel) -> dict[str, nn.Parameter]:
+    """The parameters of decision nets that training may change."""
+    named = dyn.named_parameters()
+    return {name: p for name, p in named if name.startswith(f"{GATES}.") and p.requires_grad}
 
 
 def _losses(dyn: DynamicModel, record: Record) -> dict[str, Tensor]:
