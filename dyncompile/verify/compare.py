@@ -77,13 +77,13 @@ def row_of(out: Any, row: int, size: int) -> list[Tensor]:
     return [v.narrow(0, row * (v.shape[0] // size), v.shape[0] // size) for v in leaves if v.dim()]
 
 
-def count_macs(run: Callable[[], Any]) -> float:
+def count_macs(run: Callable[[], Any], *, vectors: bool = False) -> float:
     """MACs of a call by torch's own counter.
 
-    Gradients on and unfused attention, or it misses attention on CPU. Products with a vector, which it does
-    not know (spectral norms have them), are counted as those of matrices.
+    Gradients on and unfused attention, or it misses attention on CPU. Products with `vectors`, which it does
+    not know, are in static networks' spectral norms, and in how dynamic ones look up their rows' gains.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_VECTOR_FLOPS)
+    counter = FlopCounterMode(display=False, custom_mapping=_VECTOR_FLOPS if vectors else {})
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         run()
     return counter.get_total_flops() / 2
