@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dyncompile.errors import InputError
+from dyncompile.torchlib import is_several
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +58,15 @@ class Signature:
         forward: the source's `forward`, as a signature.
         structure: pytree of the bound arguments.
         leaves: one entry per graph input.
-        out_structure: pytree of the source's output.
+        out_structure: pytree of the source's output in evaluation mode.
+        train_structure: that in training mode, which may have auxiliary outputs; None where it is the same.
     """
 
     forward: inspect.Signature
     structure: pytree.TreeSpec
     leaves: tuple[Leaf, ...]
     out_structure: pytree.TreeSpec
+    train_structure: pytree.TreeSpec | None = None
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """The flat graph inputs of a call; raises InputError that names every misfit."""
@@ -82,9 +85,16 @@ class Signature:
         """The arguments of a call by name, from flat graph inputs."""
         return dict(pytree.tree_unflatten(list(flat), self.structure))
 
-    def unflatten(self, outputs: Sequence[Any]) -> Any:
-        """The user's output structure around flat graph outputs."""
-        return pytree.tree_unflatten(list(outputs), self.out_structure)
+    def call(self, flat: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and keyword arguments of a call, from flat graph inputs."""
+        bound = self.forward.bind_partial()
+        bound.arguments.update(self.named(flat))
+        return bound.args, bound.kwargs
+
+    def unflatten(self, outputs: Sequence[Any], *, training: bool = False) -> Any:
+        """The user's output structure around flat outputs of the graph of a mode."""
+        other = self.train_structure if training else None
+        return pytree.tree_unflatten(list(outputs), self.out_structure if other is None else other)
 
     @property
     def captured_names(self) -> tuple[str, ...]:
@@ -133,6 +143,16 @@ def forward_signature(model: nn.Module) -> inspect.Signature:
     raw = inspect.signature(model.forward)
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in raw.parameters.values()]
     return raw.replace(parameters=plain, return_annotation=inspect.Signature.empty)
+
+
+def field_names(spec: pytree.TreeSpec) -> list[str] | None:
+    """Names of the entries of a dict, or of a class with named fields (as in transformers); else None."""
+    context: Any = spec.context
+    names: Any = context if is_several(context) else getattr(context, "_fields", None)
+    entries = spec.children()
+    if names is None or len(names) != len(entries) or not all(isinstance(name, str) for name in names):
+        return None
+    return list(names)
 
 
 def batch_of(flat: Sequence[Any]) -> int | None:

@@ -31,8 +31,15 @@ FOLDED = f"{STATE_PREFIX}.folded"
 
 
 def adopt_state(state: nn.Module, source: nn.Module) -> None:
-    """Register the source's parameters and buffers in `state`, tied names included, in the source's order."""
+    """Register the source's parameters and buffers in `state`, tied names included, in the source's order.
+
+    A module of several names stays one: what `.to()` replaces under one name is replaced under the others.
+    """
+    first: dict[int, str] = {}
     for prefix, module in named_modules(source):
+        known = first.setdefault(id(module), prefix)
+        if known != prefix:
+            _name_again(state, known, prefix)
         lead = f"{prefix}." if prefix else ""
         for name, parameter in own_parameters(module).items():
             if parameter is not None and not holds(state, lead + name):
@@ -42,38 +49,56 @@ def adopt_state(state: nn.Module, source: nn.Module) -> None:
                 put_state(state, lead + name, buffer, persistent=name not in transient_buffers(module))
 
 
+def _name_again(state: nn.Module, known: str, name: str) -> None:
+    """Register the module that is `known` by one name under another one too, if it holds anything."""
+    path, _, leaf = name.rpartition(".")
+    shared = _found(state, known)
+    if shared is not None and _found(state, name) is None:
+        _made(state, path).add_module(leaf, shared)
+
+
 def put_state(state: nn.Module, name: str, value: Tensor, *, persistent: bool = True) -> None:
     """Register a parameter or buffer under a dotted name, creating the modules on the way."""
-    *path, leaf = name.split(".")
-    owner = state
-    for part in path:
-        child = own_modules(owner).get(part)
-        if child is None:
-            child = nn.Module()
-            owner.add_module(part, child)
-        owner = child
+    path, _, leaf = name.rpartition(".")
+    owner = _made(state, path)
     if isinstance(value, nn.Parameter):
         owner.register_parameter(leaf, value)
     else:
         owner.register_buffer(leaf, value, persistent=persistent)
 
 
+def _made(state: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path, made where there is none; the path of `state` itself is empty."""
+    owner = state
+    for part in path.split(".") if path else ():
+        child = own_modules(owner).get(part)
+        if child is None:
+            child = nn.Module()
+            owner.add_module(part, child)
+        owner = child
+    return owner
+
+
+def _found(state: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path; None where there is none."""
+    owner: nn.Module | None = state
+    for part in path.split(".") if path else ():
+        owner = own_modules(owner).get(part) if owner is not None else None
+    return owner
+
+
 def drop_state(state: nn.Module, prefix: str) -> None:
     """Take out everything under the dotted name `prefix`."""
-    *path, leaf = prefix.split(".")
-    owner: nn.Module | None = state
-    for part in path:
-        owner = own_modules(owner).get(part) if owner is not None else None
+    path, _, leaf = prefix.rpartition(".")
+    owner = _found(state, path)
     if owner is not None:
         own_modules(owner).pop(leaf, None)
 
 
 def holds(state: nn.Module, name: str) -> bool:
     """Whether a parameter or buffer of this dotted name is registered."""
-    *path, leaf = name.split(".")
-    owner: nn.Module | None = state
-    for part in path:
-        owner = own_modules(owner).get(part) if owner is not None else None
+    path, _, leaf = name.rpartition(".")
+    owner = _found(state, path)
     return owner is not None and (leaf in own_parameters(owner) or leaf in own_buffers(owner))
 
 

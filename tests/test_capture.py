@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 import dyncompile as dc
 from dyncompile.capture import capture
 from dyncompile.runtime.model import DynamicModel
 from tests import handmade
 from tests.nets import Cnn, Drop, Head, Inverted, Net, Plain, assemble, randomize
-from tests.support import Make, leaves, same, snapshot, subject
+from tests.support import Make, Subject, leaves, same, snapshot, subject
 
 ANY = (
     handmade.resnet,
@@ -154,6 +156,41 @@ def test_constants_and_containers_among_the_arguments() -> None:
         dyn(x, more, flag=True)
     with pytest.raises(dc.InputError, match="does not have the structure that was captured"):
         dyn(x, more[:1], 2, flag=True)
+
+
+class Open(nn.Module):
+    """Takes further tensors at any position, and by any name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, *rest: Tensor, **named: Any) -> Tensor:
+        y = self.layer(sum(rest, x)).relu()
+        return self.other(y * named["scale"] if "scale" in named else y) + sum(named.get("more", ()))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((torch.ones(2, 4), torch.randn(2, 4)), {}),
+        ((torch.ones(2, 4),), {"scale": torch.randn(2, 1)}),
+        ((torch.ones(2, 4), torch.ones(2, 4)), {"scale": torch.randn(2, 1), "more": [torch.ones(2, 3)] * 2}),
+        ((), {"x": torch.ones(2, 4), "more": [torch.randn(2, 3)]}),
+    ],
+)
+def test_open_ended_arguments(args: tuple[Tensor, ...], kwargs: dict[str, Any], tmp_path: Path) -> None:
+    module = Open()
+    dyn = Subject(module, args, kwargs).dynamic()
+    more = pytree.tree_map(lambda t: torch.cat([t, t, t]), (args, dict(reversed(kwargs.items()))))
+    for given, named in ((args, kwargs), more):
+        for training in (True, False):
+            expected = module.train(training)(*given, **named)
+            assert torch.equal(expected, dyn.train(training).run(*given, **named, policy=dc.Full())[0])
+    loaded = dc.load(dc.save(dyn, tmp_path))
+    assert torch.equal(module(*args, **kwargs), loaded.run(*args, **kwargs, policy=dc.Full())[0])
+    with pytest.raises(dc.InputError, match="structure that was captured"):
+        dyn(*args, **kwargs, unknown=torch.ones(2))
 
 
 # -- state ------------------------------------------------------------------------------------------

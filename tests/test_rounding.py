@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dyncompile as dc
 from dyncompile.verify.rounding import check_alike
-from dyncompile.verify.subject import Subject
+from dyncompile.verify.subject import Subject, captured_anew
 
 TOLERANCE = 1e-5
 
@@ -46,7 +46,8 @@ def other_way(net: Cancels, x: Tensor) -> Tensor:
 
 def check(net: Cancels, fault: Any) -> Any:
     x = torch.randn(16, 64)
-    subject = Subject(dc.dynamize(net, "dsnet(gate=False)", x), net, (x,), {}, ())
+    dyn = dc.dynamize(net, "dsnet(gate=False)", x)
+    subject = Subject(dyn, net, (x,), {}, (), captured_anew(dyn, net, (x,), {}))
 
     @torch.no_grad()
     def ways(given: Subject) -> tuple[list[Any], list[Any]]:

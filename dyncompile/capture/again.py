@@ -43,10 +43,7 @@ def recapture(program: Program, image: int, size: tuple[int, int]) -> Program:
     if program.source is None:
         raise CaptureError("the sizes of the input are decided already", fix="name all sizes at once")
     found = program.source.sized(program, image, size)
-    if (
-        _outputs(found) != _outputs(program)
-        or found.signature.out_structure != program.signature.out_structure
-    ):
+    if _outputs(found) != _outputs(program) or _structures(found) != _structures(program):
         raise CaptureError(
             f"at {size_label(size)} an output has another shape: results of several sizes are no one tensor"
         )
@@ -115,6 +112,10 @@ def _check_parameters(found: Program, program: Program, size: tuple[int, int]) -
     changed = [name for name, value in other.items() if own.get(name) is not value]
     if changed:
         raise CaptureError(f"at {size_label(size)} its library replaces the parameter {changed[0]}")
+
+
+def _structures(program: Program) -> tuple[Any, Any]:
+    return program.signature.out_structure, program.signature.train_structure
 
 
 def _outputs(program: Program) -> list[Any]:

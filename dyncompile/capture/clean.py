@@ -16,7 +16,7 @@ from dyncompile.capture.conversions import CALL
 from dyncompile.capture.literals import follow_device_and_dtype
 from dyncompile.errors import CaptureError
 from dyncompile.program import POLICY, source_line
-from dyncompile.state import CONSTANTS, adopt_state, holds, put_state
+from dyncompile.state import CONSTANTS, adopt_state, holds, put_state, state_tensors
 from dyncompile.torchlib import (
     draws_random_numbers,
     enter_autocast,
@@ -73,11 +73,22 @@ def _operator_name(node: fx.Node) -> str:
     return getattr(node.target, "__name__", "").partition(".")[0]
 
 
+def _written(node: fx.Node) -> Any:
+    """The argument that an operator writes into and returns; None where it writes into nothing."""
+    schema = schema_of(node.target)
+    for at, argument in enumerate(schema.arguments if schema is not None and schema.is_mutable else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            return node.kwargs.get(argument.name, node.args[at] if at < len(node.args) else None)
+    return None
+
+
 class _Cleaner:
     """Copies an exported graph node by node; `graph` is the result."""
 
     def __init__(self, module: fx.GraphModule, state: nn.Module) -> None:
         self._module, self._state = module, state
+        self._records = True
+        self._cut_off: set[fx.Node] = set()
         self.graph = fx.Graph()
 
     def run(self) -> None:
@@ -125,11 +136,13 @@ class _Cleaner:
             env[node] = items(map_nodes(node.args[0], env.__getitem__))[operator.index(node.args[1])]  # pyright: ignore
         elif node.target is torch.ops.aten.alias.default:  # most are made by `observed_dtypes`
             env[node] = map_nodes(node.args[0], env.__getitem__)
+        elif not self._records and _written(node) is not None:
+            env[node] = self._copied(node, lambda n: self._apart(env[n]))
         else:
             env[node] = self._copied(node, env.__getitem__)
 
     def _inlined(self, node: fx.Node, env: dict[fx.Node, Any], module: fx.GraphModule) -> list[Any]:
-        """A wrapped region as plain nodes: no_grad gives detached results, autocast is entered and left."""
+        """A wrapped region as plain nodes: autocast is entered and left; for no_grad see `_switched`."""
         name, arguments = _operator_name(node), list(node.args)
         if name not in _REGIONS:
             raise CaptureError(f"a region of kind {name} cannot be captured", where=source_line(node))
@@ -142,8 +155,40 @@ class _Cleaner:
             outputs = self._region(region, inputs)
             self.graph.call_function(exit_autocast, (scope,))
             return outputs
+        return self._switched(region, inputs, records=bool(arguments[0]))
+
+    def _switched(self, region: fx.GraphModule, inputs: list[Any], *, records: bool) -> list[Any]:
+        """A region that records gradients or does not: without, results and what is written come apart.
+
+        What is only read stays as it is, so that a weight is known by its name.
+        """
+        before, self._records = self._records, records
         outputs = self._region(region, inputs)
-        return outputs if arguments[0] else [self._detached(out) for out in outputs]
+        self._records = before
+        return outputs if records else [self._result(out, inputs) for out in outputs]
+
+    def _result(self, value: Any, inputs: list[Any]) -> Any:
+        """A result of a region without gradients; an input that was written into is still what it was."""
+        origin = value
+        while isinstance(origin, fx.Node) and origin not in inputs:
+            into = origin.args[0] if origin in self._cut_off else _written(origin)
+            if into is None:
+                return self._detached(value)
+            origin = into
+        return origin if isinstance(origin, fx.Node) and self._learns(origin) else self._detached(value)
+
+    def _learns(self, node: fx.Node) -> bool:
+        """Whether gradients may reach a value: not a buffer, nor a frozen parameter."""
+        return node.op != "get_attr" or state_tensors(self._state)[str(node.target)].requires_grad
+
+    def _apart(self, value: Any) -> Any:
+        """What an operation that writes is given without gradients: integers have none."""
+        known = value.meta.get("val") if isinstance(value, fx.Node) else None
+        if not isinstance(known, Tensor) or not (known.is_floating_point() or known.is_complex()):
+            return value
+        new = self._detached(value)
+        self._cut_off.add(new)
+        return new
 
     def _region(self, region: fx.GraphModule, inputs: list[Any]) -> list[Any]:
         env: dict[fx.Node, Any] = {}

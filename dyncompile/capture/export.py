@@ -7,10 +7,11 @@ set of weights.
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import traceback
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from dyncompile.capture.clean import clean_graph
 from dyncompile.capture.conversions import observed_dtypes
+from dyncompile.capture.remarks import observed_draws, woken
 from dyncompile.collector import paused_collector
 from dyncompile.errors import CaptureError
 from dyncompile.program import MODES, Mode, Program
@@ -35,22 +37,29 @@ def captured(owned: nn.Module, named: dict[str, Any]) -> Program:
     flat, structure = pytree.tree_flatten(named)
     batch = batch_of(flat)
     leaves = [make_leaf(_path(path), value, batch) for path, value in pytree.tree_flatten_with_path(named)[0]]
-    owned.train().eval()  # clears tensors that models cache per mode
-    traced: dict[Mode, Traced] = {mode: _trace(owned, forward, named, batch, mode) for mode in MODES}
-    out_structure = traced["eval"][1]
+    notes = woken(owned)
+    owned.eval()  # after training mode: clears tensors that models cache per mode
+    traced: dict[Mode, Traced] = {}
+    for mode in MODES:
+        with observed_draws(mode, notes):
+            traced[mode] = _trace(owned, forward, named, batch, mode)
+    out_structure, train_structure = traced["eval"][1], traced["train"][1]
+    other = None if train_structure == out_structure else train_structure
     state = nn.Module()
     graphs: dict[Mode, fx.Graph] = {
         mode: clean_graph(module, state, owned) for mode, (module, _) in traced.items()
     }
-    signature = Signature(forward, structure, tuple(leaves), out_structure)
-    return Program(graphs=graphs, state=state, signature=signature, notes=_notes(traced))
+    signature = Signature(forward, structure, tuple(leaves), out_structure, other)
+    return Program(graphs=graphs, state=state, signature=signature, notes=(*_notes(traced), *notes))
 
 
 def _path(keys: Sequence[Any]) -> str:
     return "".join(map(str, keys)).lstrip("['").replace("']", "", 1) or "input"
 
 
-def _trace(owned: nn.Module, forward: Any, named: dict[str, Any], batch: int | None, mode: Mode) -> Traced:
+def _trace(
+    owned: nn.Module, forward: inspect.Signature, named: dict[str, Any], batch: int | None, mode: Mode
+) -> Traced:
     """One exported graph. The traced module is a structural copy that shares tensors with `owned`."""
     tensors = [*owned.parameters(), *owned.buffers()]
     module = copy.deepcopy(owned, {id(t): t for t in tensors}).train(mode == "train")
@@ -62,6 +71,10 @@ def _trace(owned: nn.Module, forward: Any, named: dict[str, Any], batch: int | N
         return {0: Dim.DYNAMIC} if moves else None
 
     dynamic = {name: pytree.tree_map(spec, value) for name, value in named.items()}
+    keywords = _any_keywords(forward, named)
+    if keywords:
+        dynamic.update(dynamic.pop(keywords))
+        _name_keywords(module, forward, keywords, named[keywords])
     try:
         with _quiet(), observed_dtypes():
             program = export(module, bound.args, bound.kwargs, dynamic_shapes=dynamic, strict=False)
@@ -72,6 +85,28 @@ def _trace(owned: nn.Module, forward: Any, named: dict[str, Any], batch: int | N
     structure = program.call_spec.out_spec
     assert structure is not None
     return exported, structure
+
+
+def _any_keywords(forward: inspect.Signature, named: Mapping[str, Any]) -> str:
+    """The parameter like ``**kwargs`` if something was given to it; else empty."""
+    kinds = {name: parameter.kind for name, parameter in forward.parameters.items()}
+    return next((n for n in named if kinds[n] is inspect.Parameter.VAR_KEYWORD), "")
+
+
+def _name_keywords(
+    module: nn.Module, forward: inspect.Signature, keywords: str, given: Iterable[str]
+) -> None:
+    """Give `module` a forward that names what is given to ``**kwargs``: torch.export knows sizes by name."""
+    original = module.forward
+
+    def forward_by_name(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    others = [parameter for name, parameter in forward.parameters.items() if name != keywords]
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in given]
+    untyped: Any = forward_by_name
+    untyped.__signature__ = forward.replace(parameters=[*others, *own])
+    module.forward = forward_by_name
 
 
 @contextmanager

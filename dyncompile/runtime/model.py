@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -129,8 +129,9 @@ class DynamicModel(Pretrained, Described):
         signature = self.program.signature
         flat = signature.flatten(args, kwargs)
         done = self.execute(flat, signature.rows(flat), policy, execution)
-        early = {name: signature.unflatten(outputs) for name, outputs in done.early.items()}
-        return replace(done, output=signature.unflatten(done.output), early=early)
+        unflatten = partial(signature.unflatten, training=self.training)
+        early = {name: unflatten(outputs) for name, outputs in done.early.items()}
+        return replace(done, output=unflatten(done.output), early=early)
 
     def execute(self, flat: Sequence[Any], rows: int, policy: Policy, execution: Execution) -> Record:
         """`record` for flat graph inputs of `rows` rows, whose flat outputs are the record's `output`."""

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from dyncompile.errors import CheckpointError
-from dyncompile.signature import Leaf, Signature
-from dyncompile.torchlib import is_several
+from dyncompile.signature import Leaf, Signature, field_names
 
 CONSTANTS = (bool, int, float, str, type(None))
 _Parameter = inspect.Parameter
@@ -96,7 +95,7 @@ def _example(shape: Any, dtype: Any, device: torch.device) -> Tensor:
 
 def describe_call(signature: Signature) -> dict[str, Any]:
     """What `restore_signature` needs besides the inputs. Raises ValueError for outputs of unknown kinds."""
-    return {
+    described: dict[str, Any] = {
         "forward": [
             {"name": p.name, "kind": p.kind.name, "default": _default(p)}
             for p in signature.forward.parameters.values()
@@ -104,6 +103,9 @@ def describe_call(signature: Signature) -> dict[str, Any]:
         "paths": [leaf.path for leaf in signature.leaves],
         "output": _describe_structure(signature.out_structure),
     }
+    if signature.train_structure is not None:
+        described["train_output"] = _describe_structure(signature.train_structure)
+    return described
 
 
 def _default(parameter: inspect.Parameter) -> Any:
@@ -122,9 +124,8 @@ def _describe_structure(spec: Any) -> Any:
         return {spec.type.__name__: entries}
     if spec.type is type(None):
         return {"none": []}
-    context: Any = spec.context
-    names: Any = context if is_several(context) else getattr(context, "_fields", None)
-    if names is None or len(names) != len(entries) or not all(isinstance(name, str) for name in names):
+    names = field_names(spec)
+    if names is None:
         raise ValueError(f"an output of type {spec.type.__name__} cannot be stored")
     return {"dict": dict(zip(names, entries, strict=True))}
 
@@ -147,8 +148,9 @@ def restore_signature(inputs: Mapping[str, Any], call: Mapping[str, Any]) -> Sig
     flat, structure = pytree.tree_flatten(named)
     leaves = [_leaf(path, value) for path, value in zip(call["paths"], flat, strict=True)]
     parameters = [_parameter(**described) for described in call["forward"]]
-    out_structure = pytree.tree_structure(_structure(call["output"]))
-    return Signature(inspect.Signature(parameters), structure, tuple(leaves), out_structure)
+    outputs = (call[key] for key in ("output", "train_output") if key in call)
+    structures = [pytree.tree_structure(_structure(described)) for described in outputs]
+    return Signature(inspect.Signature(parameters), structure, tuple(leaves), *structures)
 
 
 class _Shape:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
+
+from dyncompile.signature import field_names
 
 RELATIVE_TOLERANCE = 1e-5
 """For results that take other kernels (contiguous against strided weights), not for full capacity."""
@@ -19,10 +22,19 @@ MASKED_TOLERANCE = 1e-4
 
 def difference(expected: Any, actual: Any) -> float:
     """Largest absolute difference between two structures of tensors; infinite where they do not match."""
-    left, right = pytree.tree_leaves(plain(expected)), pytree.tree_leaves(plain(actual))
-    if len(left) != len(right):
+    (left, one), (right, other) = pytree.tree_flatten(plain(expected)), pytree.tree_flatten(plain(actual))
+    if _form(one) != _form(other):
         return float("inf")
     return max((_difference(a, b) for a, b in zip(left, right, strict=True)), default=0.0)
+
+
+def _form(spec: pytree.TreeSpec) -> Any:
+    """A structure in lists and dicts; a class with named fields is a dict, as it is in a checkpoint."""
+    if spec.is_leaf():
+        return None
+    entries = [_form(child) for child in spec.children()]
+    names = field_names(spec)
+    return (spec.type, entries) if names is None else dict(zip(names, entries, strict=True))
 
 
 def _difference(a: Any, b: Any) -> float:
@@ -65,21 +77,49 @@ def row_of(out: Any, row: int, size: int) -> list[Tensor]:
     return [v.narrow(0, row * (v.shape[0] // size), v.shape[0] // size) for v in leaves if v.dim()]
 
 
-def count_macs(run: Callable[[], Any]) -> float:
+def count_macs(run: Callable[[], Any], *, vectors: bool = False) -> float:
     """MACs of a call by torch's own counter.
 
-    Gradients on and unfused attention, or it misses attention on CPU.
+    Gradients on and unfused attention, or it misses attention on CPU. Products with `vectors`, which it does
+    not know, are in static networks' spectral norms, and in how dynamic ones look up their rows' gains.
     """
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_VECTOR_FLOPS if vectors else {})
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         run()
     return counter.get_total_flops() / 2
 
 
+def _of_factors(first: Sequence[int], *others: Any, **options: Any) -> int:
+    """Flops of a product with a vector: every element of the other factor is read once."""
+    return 2 * prod(first)
+
+
+def _of_addends(addend: Sequence[int], first: Sequence[int], *others: Any, **options: Any) -> int:
+    return _of_factors(first)
+
+
+_VECTOR_FLOPS: dict[Any, Any] = {
+    torch.ops.aten.mv: _of_factors,
+    torch.ops.aten.dot: _of_factors,
+    torch.ops.aten.addmv: _of_addends,
+}
+
+
 def step(module: nn.Module, seed: int, run: Callable[[], Any]) -> Any:
-    """Forward and backward of the mean square of all outputs under one seed; returns the output."""
+    """Forward and backward of the mean square of all outputs under one seed; returns the output.
+
+    A frozen module, or one that returns integers, has no backward.
+    """
     module.zero_grad()
     torch.manual_seed(seed)  # pyright: ignore
     out = run()
-    floats = [v for v in pytree.tree_leaves(out) if isinstance(v, Tensor) and v.requires_grad]
-    torch.stack([v.float().square().mean() for v in floats]).sum().backward()  # pyright: ignore
+    loss = mean_square(out)
+    if loss is not None:
+        loss.backward()  # pyright: ignore
     return out
+
+
+def mean_square(out: Any) -> Tensor | None:
+    """The sum over tensors of their mean squares; None where none of them has a gradient."""
+    floats = [v for v in pytree.tree_leaves(plain(out)) if isinstance(v, Tensor) and v.requires_grad]
+    return torch.stack([v.float().square().mean() for v in floats]).sum() if floats else None

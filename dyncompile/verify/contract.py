@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from dyncompile.deploy.deployed import Deployed
 from dyncompile.errors import ContractError, DyncompileError
@@ -20,12 +21,13 @@ from dyncompile.pipeline import call_of
 from dyncompile.policies import Sampled
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import plan_route
+from dyncompile.state import named_state
 from dyncompile.verify.decisions import check_gradients, check_learned
 from dyncompile.verify.full import check_full_eval, check_full_train, check_names
 from dyncompile.verify.report import Check, Report
 from dyncompile.verify.routes import check_cost, check_masked, check_sparse, check_specialize
 from dyncompile.verify.structure import check_purity, check_replay, check_types
-from dyncompile.verify.subject import Subject
+from dyncompile.verify.subject import Subject, captured_anew
 
 
 def verify(
@@ -34,7 +36,7 @@ def verify(
     """Check the contract of `dyn` against the model that it was made from.
 
     Args:
-        dyn: the dynamic model; neither it nor `model` is changed.
+        dyn: the dynamic model; neither it nor `model` is changed, nor the state of random generators.
         model: its source.
         example_inputs: as for `dynamize`; of the captured shape.
         routes: how many random routes to specialize and compare.
@@ -53,14 +55,8 @@ def verify(
             where=type(dyn).__name__,
             fix="verify the dynamic model that was deployed",
         )
-    args, kwargs = call_of(model, example_inputs)
-    own = copy.deepcopy(dyn)
-    reference = copy.deepcopy(model)
-    known = reference.state_dict().keys()
-    reference.load_state_dict({k: v for k, v in own.state_dict().items() if k in known}, strict=False)
-    sampled = tuple(plan_route(Sampled(seed + i), own.choices, 1) for i in range(routes))
-    subject = Subject(own, reference, args, kwargs, sampled)
-    with _exact_attention():
+    with _own_generators(dyn), torch.inference_mode(False), torch.enable_grad(), _exact_attention():
+        subject = _subject(dyn, model, example_inputs, routes, seed)
         report = Report(tuple(check(subject, seed) for check in CHECKS))
     if not report.passed:
         broken = [
@@ -70,6 +66,29 @@ def verify(
         error.report = report
         raise error
     return report
+
+
+def _subject(dyn: DynamicModel, model: nn.Module, example_inputs: Any, routes: int, seed: int) -> Subject:
+    """Copies of both, with the same weights, and what they are called with."""
+    args, kwargs = pytree.tree_map(_ordinary, call_of(model, example_inputs))
+    own, reference = copy.deepcopy(dyn), copy.deepcopy(model)
+    known = reference.state_dict().keys()
+    reference.load_state_dict({k: v for k, v in own.state_dict().items() if k in known}, strict=False)
+    sampled = tuple(plan_route(Sampled(seed + i), own.choices, 1) for i in range(routes))
+    return Subject(own, reference, args, kwargs, sampled, captured_anew(own, reference, args, kwargs))
+
+
+def _ordinary(value: object) -> object:
+    """A tensor of inference mode as one that a backward may keep."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+@contextmanager
+def _own_generators(dyn: DynamicModel) -> Generator[None]:
+    """Torch's generators, which checks seed, go on afterwards as if nothing had been."""
+    devices = {tensor.device for tensor in named_state(dyn).values() if tensor.is_cuda}
+    with cast(Any, torch.random).fork_rng(devices=list(devices)):
+        yield
 
 
 @contextmanager

@@ -8,22 +8,20 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
 from dyncompile.policies import Forced, Learned
 from dyncompile.program import SWITCHES, WEIGHTS
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.record import Record
 from dyncompile.state import GATES
-from dyncompile.verify.compare import (
-    RELATIVE_TOLERANCE,
-    plain,
-)
+from dyncompile.verify.compare import RELATIVE_TOLERANCE, mean_square
 from dyncompile.verify.report import Check
 from dyncompile.verify.rounding import check_alike
 from dyncompile.verify.subject import Subject
 from dyncompile.zoo.randomization import randomize_constants
+
+_GRADIENTS = "gradients of decision nets"
 
 
 def check_learned(subject: Subject, seed: int) -> Check:
@@ -58,20 +56,13 @@ def check_gradients(subject: Subject, seed: int) -> Check:
 
     A decision that costs nothing either way (channel attention) is left to the task loss.
     """
-    if not any(name.startswith(f"{GATES}.") for name, _ in subject.dyn.named_parameters()):
-        return Check(
-            "gradients of decision nets", True, detail="no decision net in this model has parameters"
-        )
+    if not _learning(subject.dyn):
+        return Check(_GRADIENTS, True, detail="no decision net in this model has parameters that learn")
     dyn = _open(_stirred(subject.dyn, seed)).train()
+    gates = _learning(dyn)
     args, kwargs = subject.rows(3)
-    gates = {name: p for name, p in dyn.named_parameters() if name.startswith(f"{GATES}.")}
     record = dyn.record(*args, policy=Learned(), execution="dense", **kwargs)
-    floats = [
-        v for v in pytree.tree_leaves(plain(record.output)) if isinstance(v, Tensor) and v.requires_grad
-    ]
-    losses = {"task": torch.stack([v.float().square().mean() for v in floats]).sum()}
-    if dyn.priced.intersection(dyn.gated).difference(dyn.exits):  # an exit has a threshold, and no parameters
-        losses["cost"] = dyn.macs(record.route).mean() / dyn.static_macs
+    losses = _losses(dyn, record)
     unreached: list[str] = []
     for term, loss in losses.items():
         found = cast(
@@ -85,10 +76,25 @@ def check_gradients(subject: Subject, seed: int) -> Check:
             if not name.startswith(free or "-") and (gradient is None or not bool(gradient.any()))
         ]
     return Check(
-        "gradients of decision nets",
+        _GRADIENTS,
         not unreached,
-        detail=", ".join(unreached[:5]) or f"{len(gates)} parameters",
+        detail=", ".join(unreached[:5]) or f"{len(gates)} parameters, by {' and '.join(losses)}",
     )
+
+
+def _learning(dyn: DynamicModel) -> dict[str, nn.Parameter]:
+    """The parameters of decision nets that training may change."""
+    named = dyn.named_parameters()
+    return {name: p for name, p in named if name.startswith(f"{GATES}.") and p.requires_grad}
+
+
+def _losses(dyn: DynamicModel, record: Record) -> dict[str, Tensor]:
+    """What reaches decision nets: no task where outputs are integers, no cost where no choice has one."""
+    task = mean_square(record.output)
+    losses = {} if task is None else {"task": task}
+    if dyn.priced.intersection(dyn.gated).difference(dyn.exits):  # an exit has a threshold, and no parameters
+        losses["cost"] = dyn.macs(record.route).mean() / dyn.static_macs
+    return losses
 
 
 def _open(dyn: DynamicModel) -> DynamicModel:

@@ -62,7 +62,7 @@ def _apart(expected: list[Any], actual: list[Any]) -> float:
 def _in_float64(subject: Subject) -> Subject:
     args, kwargs = _double((subject.args, subject.kwargs))
     dyn, reference = copy.deepcopy(subject.dyn).double(), copy.deepcopy(subject.reference).double()
-    return Subject(dyn, reference, args, kwargs, subject.routes)
+    return Subject(dyn, reference, args, kwargs, subject.routes, subject.source)
 
 
 def _double(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -50,14 +51,18 @@ def check_cost(subject: Subject, seed: int) -> Check:
     args, kwargs = subject.rows(1)
     tensors = tensor_arguments(subject, args, kwargs)
     full = plan_route(Full(), subject.dyn.choices, 1)
-    pairs = [(float(subject.dyn.macs(full)[0]), count_macs(lambda: subject.reference(*args, **kwargs)))]
+    pairs = [(float(subject.dyn.macs(full)[0]), _counted(partial(subject.reference, *args, **kwargs)))]
     for route in subject.routes:
         static = specialize(subject.dyn, route)
-        pairs.append((_alive_macs(subject.dyn, route), count_macs(partial(static, *tensors))))
+        pairs.append((_alive_macs(subject.dyn, route), _counted(partial(static, *tensors))))
     worst = max(abs(ours - counted) for ours, counted in pairs)
     unmodeled = sorted(set(subject.dyn.facts.macs.unmodeled.values()))
     note = f"; not modeled: {', '.join(unmodeled)}" if unmodeled else ""
     return Check("cost", worst == 0 or bool(unmodeled), worst, f"source {pairs[0][1]:.4g} MACs{note}")
+
+
+def _counted(run: Callable[[], Any]) -> float:
+    return count_macs(run, vectors=True)
 
 
 def _alive_macs(dyn: DynamicModel, route: Route) -> float:

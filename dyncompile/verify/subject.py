@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from dyncompile.capture import capture
 from dyncompile.program import Program, Route
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.signature import bind_call
+from dyncompile.state import Dtypes, named_state
 from dyncompile.verify.compare import (
     with_rows,
 )
@@ -21,19 +22,23 @@ from dyncompile.verify.compare import (
 
 @dataclass(frozen=True)
 class Subject:
-    """What the checks look at."""
+    """What the checks look at.
+
+    Attributes:
+        dyn: the dynamic model, a copy.
+        reference: its source, with the same weights.
+        args, kwargs: the example call.
+        routes: of one row each.
+        source: the reference captured anew before it has run, since models may keep what they compute for a
+            size; and the fingerprint before anything was done with it.
+    """
 
     dyn: DynamicModel
     reference: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     routes: tuple[Route, ...]
-
-    @cached_property
-    def source(self) -> tuple[Program, str]:
-        """The reference captured anew, and its fingerprint before anything was done with it."""
-        program = capture(self.reference, self.args, self.kwargs)
-        return program, program.fingerprint
+    source: tuple[Program, str]
 
     def rows(self, size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The example call with `size` rows, repeated or cut."""
@@ -42,10 +47,31 @@ class Subject:
         cut = [
             with_rows(v, size) if leaf.batched else v for leaf, v in zip(signature.leaves, flat, strict=True)
         ]
-        named: dict[str, Any] = pytree.tree_unflatten(cut, signature.structure)
-        bound = signature.forward.bind_partial()
-        bound.arguments.update(named)
-        return bound.args, bound.kwargs
+        return signature.call(cut)
+
+
+def captured_anew(
+    dyn: DynamicModel, reference: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Program, str]:
+    """The program of a model's source, in the types that the model was captured in; and its fingerprint."""
+    signature = dyn.program.signature
+    flat = signature.flatten(args, kwargs)
+    types = [leaf.dtype for leaf in signature.leaves]
+    before = [v.to(t) if isinstance(v, Tensor) else v for v, t in zip(flat, types, strict=True)]
+    program = capture(_as_captured(reference, dyn.captured), *signature.call(before))
+    return program, program.fingerprint
+
+
+def _as_captured(module: nn.Module, dtypes: Dtypes) -> nn.Module:
+    """A module whose state has the given types, by name; a copy where it has others."""
+    cast = {name for name, t in named_state(module).items() if t.dtype is not dtypes.get(name, t.dtype)}
+    if not cast:
+        return module
+    own = copy.deepcopy(module)
+    state = named_state(own)
+    for name in cast:
+        state[name].data = state[name].data.to(dtypes[name])
+    return own
 
 
 def tensor_arguments(subject: Subject, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
