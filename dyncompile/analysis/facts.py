@@ -18,6 +18,7 @@ from dyncompile.analysis.flow import Flow
 from dyncompile.analysis.macs import MacsFacts, macs_facts
 from dyncompile.analysis.points import PointFacts, find_points
 from dyncompile.analysis.regions import Regions, find_regions
+from dyncompile.analysis.samples import find_meetings
 from dyncompile.analysis.stages import find_stages
 from dyncompile.collector import paused_collector
 from dyncompile.program import Program
@@ -38,6 +39,7 @@ class Facts:
         stage_at: the same for nodes of the evaluation graph.
         parameters: parameter name -> number of elements.
         order: position of the nodes of the evaluation graph.
+        meetings: its nodes at which a row's values come to depend on other rows.
     """
 
     dims: DimFacts
@@ -49,6 +51,7 @@ class Facts:
     stage_at: Mapping[str, int]
     parameters: Mapping[str, int]
     order: Mapping[str, int]
+    meetings: tuple[str, ...]
 
     def elastics_of(self, tensor: str) -> list[str]:
         """Names of the elastic dims in a parameter or buffer."""
@@ -108,6 +111,7 @@ def analyze(program: Program) -> Facts:
         stage_at=stage,
         parameters={name: p.numel() for name, p in program.state.named_parameters()},
         order={node.name: position for position, node in enumerate(graph.nodes)},
+        meetings=find_meetings(flow, dims.graphs["eval"].types),
     )
 
 

@@ -6,14 +6,14 @@ what their nodes are called, stays in here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import fx, nn
 
 from dyncompile.analysis.dims.algebra import size
-from dyncompile.analysis.flow import writers_of
+from dyncompile.analysis.flow import op_name, writers_of
 from dyncompile.analysis.points import Point
 from dyncompile.analysis.sums import Sums
 from dyncompile.exits import insert_leave
@@ -24,7 +24,7 @@ from dyncompile.inline import (
 )
 from dyncompile.mixing import mix_weight
 from dyncompile.plan import Gained, Mixed, Plan, Synthesized
-from dyncompile.program import MODES, Choice, Mode, Picked, Program, flat_inputs
+from dyncompile.program import MODES, Choice, Mode, Picked, Program, flat_inputs, source_line
 from dyncompile.resize import leading_symbol
 from dyncompile.rewrite.sizing import Sizing
 from dyncompile.runtime import ops
@@ -208,10 +208,22 @@ class Editor(Sizing):
             choices=self._choices,
             sized=self._sized,
             picked=self._picked,
+            notes=tuple(dict.fromkeys((*self._program.notes, *self._notes()))),
             history=(*self._program.history, spec),
             plans=(*self._program.plans, replace(plan, offer=None)),
         )
         return program if self._offer is None else offered(program, *self._offer)
+
+    def _notes(self) -> Iterator[str]:
+        """Where samples meet behind a decision: rows run in groups there, by what was decided."""
+        decided = [node for (mode, _), node in self._decisions.items() if mode == "eval"]
+        for node in (self._named["eval"][name] for name in self._planned.meetings):
+            if self._offer is not None or any(one < node for one in decided):
+                place = source_line(node) or f"`{node}`"
+                yield (
+                    f"{op_name(node)} lets samples meet behind decisions, at {place}: "
+                    f"what a row gets may depend on which rows are decided like it"
+                )
 
 
 def _scale(
