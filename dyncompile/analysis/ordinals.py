@@ -8,10 +8,9 @@ together while it is alive.
 from __future__ import annotations
 
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from dyncompile.analysis.flow import carries_tensor, op_name
-from dyncompile.torchlib import draws_random_numbers, schema_of
+from dyncompile.analysis.flow import carries_tensor, op_name, tensor
+from dyncompile.torchlib import draws_random_numbers, is_symbolic, schema_of
 
 _COUNTS = frozenset(("arange", "eye", "linspace"))
 _INDEXES = frozenset(
@@ -30,9 +29,8 @@ def ordinals(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _counts_rows(node: fx.Node) -> bool:
-    return op_name(node) in _COUNTS and any(
-        isinstance(one, fx.Node) for one in pytree.tree_leaves((node.args, node.kwargs))
-    )
+    """Whether a node counts as far as the batch is long; lengths that do not follow it are known."""
+    return op_name(node) in _COUNTS and any(map(is_symbolic, tensor(node).shape))
 
 
 def _is_made_of(node: fx.Node, found: set[fx.Node]) -> bool:
