@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -42,6 +43,26 @@ def test_names_of_the_source_are_its_own(method: str) -> None:
         torch.testing.assert_close(fast.run(X, policy=dc.Full())[0], source(X))
         assert fast(X).shape == (6, CLASSES)
     assert [*dyn.state_dict()][: len(source.state_dict())] == [*source.state_dict()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_arguments_of_the_source_are_its_own(method: str, tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = conv_source()
+
+        def forward(self, policy: Tensor, tensors: Tensor) -> Tensor:
+            return self.inner(policy) * tensors
+
+    source, scale = Named().eval(), torch.rand(6, 1)
+    dyn = dc.dynamize(source, method, {"policy": X, "tensors": scale}).eval()
+    dc.verify(dyn, source, (X, scale))
+    loaded = dc.load(dc.save(dyn, tmp_path))
+    with torch.no_grad():
+        assert torch.equal(dyn.run(X, scale, policy=dc.Full())[0], source(policy=X, tensors=scale))
+        assert torch.equal(loaded.run(X, scale, policy=dc.Full())[0], source(X, scale))
+        assert torch.equal(dyn.eval()(policy=X, tensors=scale), dyn(X, scale))
 
 
 @pytest.mark.parametrize("method", METHODS)

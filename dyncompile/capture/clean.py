@@ -99,6 +99,8 @@ class _Cleaner:
         for node in nodes:
             if node.op == "placeholder":
                 env[node] = self._copied(node, env.__getitem__)
+                if node.target == POLICY:  # an argument of the source's by that name
+                    env[node].target = env[node].name
         for node in nodes:
             if node.op == "output":
                 self.graph.output(tuple(items(map_nodes(node.args[0], env.__getitem__))))

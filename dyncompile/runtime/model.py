@@ -98,7 +98,14 @@ class DynamicModel(Pretrained, Described):
     # -- running ------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The source's output structure, decided by `self.policy`."""
+        """The source's output structure, decided by `self.policy`.
+
+        Arguments of the source that are called `policy` or `execution` can be named here, and are given by
+        position to `run` and `record`.
+        """
+        if "policy" in kwargs or "execution" in kwargs:
+            signature = self.program.signature
+            args, kwargs = signature.call(signature.flatten(args, kwargs))
         return self.record(*args, policy=self.policy, **kwargs).output
 
     def run(self, *args: Any, policy: Policy, **kwargs: Any) -> tuple[Any, Route]:
