@@ -41,8 +41,8 @@ def render(results: Path) -> str:
         "Models of random weights, many at reduced sizes; the columns after the first count those in which "
         "the dynamic network at full capacity gives what the source gives, bit for bit"
         + (f" (not: {'; '.join(apart)})" if apart else "")
-        + ". Parameters: those in a dim that can move, mean. Smallest: MACs of the narrowest network behind a "
-        "gate over the source's, median."
+        + ". Parameters: those in a dim that can move, mean. Smallest: MACs of the narrowest network behind "
+        "a gate over the source's, median."
     )
     heads = ("models of", "", *_EXACT, "parameters", "smallest")
     return block(table(heads, rows), note, source(_COMMAND))
