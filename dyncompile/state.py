@@ -119,12 +119,13 @@ Dtypes = Mapping[str, torch.dtype]
 """Name of a parameter or buffer -> its type."""
 
 
-def named_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, tied names included."""
-    parameters = model.named_parameters(remove_duplicate=False)
-    return {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
-
-
 def dtypes_of(model: nn.Module) -> Dtypes:
     """The types of all that a cast like ``model.bfloat16()`` moves."""
-    return {name: tensor.dtype for name, tensor in named_state(model).items() if tensor.is_floating_point()}
+    return {name: tensor.dtype for name, tensor in state_tensors(model).items() if tensor.is_floating_point()}
+
+
+def cast_state(model: nn.Module, dtypes: Dtypes) -> None:
+    """Give state by name other types, in place: what is tied stays tied. Names of no state are left out."""
+    state = state_tensors(model)
+    for name in dtypes.keys() & state.keys():
+        state[name].data = state[name].data.to(dtypes[name])

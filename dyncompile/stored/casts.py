@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dyncompile.state import Dtypes, dtypes_of, named_state
+from dyncompile.state import Dtypes, cast_state, dtypes_of
 from dyncompile.stored.calling import read_dtype
 from dyncompile.torchlib import is_several, items
 
@@ -42,17 +42,17 @@ def are_casts(described: Any) -> bool:
 
 def as_captured(tensors: Mapping[str, Tensor], casts: Any) -> dict[str, Tensor]:
     """`tensors` in the types of capture."""
-    before = {name: read_dtype(one["from"]) for one in casts for name in one["names"]}
+    before = _dtypes(casts, "from")
     return {name: tensor.to(before.get(name, tensor.dtype)) for name, tensor in tensors.items()}
 
 
 def cast_again(model: nn.Module, casts: Any) -> None:
     """Give state that was cast its later type, in place: what is tied stays tied."""
-    state = named_state(model)
-    for one in casts:
-        for name in one["names"]:
-            if name in state:
-                state[name].data = state[name].data.to(read_dtype(one["to"]))
+    cast_state(model, _dtypes(casts, "to"))
+
+
+def _dtypes(casts: Any, side: str) -> Dtypes:
+    return {name: read_dtype(one[side]) for one in casts for name in one["names"]}
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -21,7 +21,7 @@ from dyncompile.pipeline import call_of
 from dyncompile.policies import Sampled
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.runtime.steering import plan_route
-from dyncompile.state import named_state
+from dyncompile.state import state_tensors
 from dyncompile.verify.decisions import check_gradients, check_learned
 from dyncompile.verify.full import check_full_eval, check_full_train, check_names
 from dyncompile.verify.report import Check, Report
@@ -86,7 +86,7 @@ def _ordinary(value: object) -> object:
 @contextmanager
 def _own_generators(dyn: DynamicModel) -> Generator[None]:
     """Torch's generators, which checks seed, go on afterwards as if nothing had been."""
-    devices = {tensor.device for tensor in named_state(dyn).values() if tensor.is_cuda}
+    devices = {tensor.device for tensor in state_tensors(dyn).values() if tensor.is_cuda}
     with cast(Any, torch.random).fork_rng(devices=list(devices)):
         yield
 

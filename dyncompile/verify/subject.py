@@ -14,7 +14,7 @@ from dyncompile.capture import capture
 from dyncompile.program import Program, Route
 from dyncompile.runtime.model import DynamicModel
 from dyncompile.signature import bind_call
-from dyncompile.state import Dtypes, named_state
+from dyncompile.state import Dtypes, cast_state, state_tensors
 from dyncompile.verify.compare import (
     with_rows,
 )
@@ -64,13 +64,10 @@ def captured_anew(
 
 def _as_captured(module: nn.Module, dtypes: Dtypes) -> nn.Module:
     """A module whose state has the given types, by name; a copy where it has others."""
-    cast = {name for name, t in named_state(module).items() if t.dtype is not dtypes.get(name, t.dtype)}
-    if not cast:
+    if all(t.dtype is dtypes.get(name, t.dtype) for name, t in state_tensors(module).items()):
         return module
     own = copy.deepcopy(module)
-    state = named_state(own)
-    for name in cast:
-        state[name].data = state[name].data.to(dtypes[name])
+    cast_state(own, dtypes)
     return own
 
 

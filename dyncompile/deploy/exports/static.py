@@ -20,7 +20,6 @@ from dyncompile.deploy.exports.samples import (
     difference,
     free_batch,
     named_inputs,
-    random_inputs,
     some_rows,
     tensors_of,
 )
@@ -46,7 +45,7 @@ def write_static(
     signature: Signature,
     path: Path,
     file_format: str,
-    samples: Sequence[Any] | None = None,
+    samples: Sequence[Any],
 ) -> Written:
     """Write a specialized network; any batch size, every other size fixed.
 
@@ -55,7 +54,7 @@ def write_static(
         signature: of the model that it came from.
         path: is replaced as a whole.
         file_format: "pt2" or "onnx".
-        samples: flat inputs to compare on; three random ones by default, in the dtypes of the capture.
+        samples: flat inputs to compare on.
 
     Raises:
         SpecError: an unknown format, or onnx is not installed.
@@ -63,14 +62,13 @@ def write_static(
         ContractError: the file computes something else; nothing is written.
     """
     check_format(file_format)
-    flat = random_inputs(signature, _TRACED) if samples is None else samples
-    traced = named_inputs(signature, some_rows(signature, flat, _TRACED))
+    traced = named_inputs(signature, some_rows(signature, samples, _TRACED))
 
     def write(made: Path) -> float:
         run = write_file(static, Call(traced, free_batch(signature)), made, file_format)
-        output = static(**named_inputs(signature, flat))
+        output = static(**named_inputs(signature, samples))
         expected = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-        return difference([leaf.detach() for leaf in expected], run(tensors_of(signature, flat)))
+        return difference([leaf.detach() for leaf in expected], run(tensors_of(signature, samples)))
 
     return write_aside(path, write)
 
