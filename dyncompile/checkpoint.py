@@ -24,7 +24,7 @@ from dyncompile.errors import CheckpointError, DyncompileError, SpecError
 from dyncompile.files import current, replace_files
 from dyncompile.pipeline import apply_passes
 from dyncompile.program import Program
-from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.model import DynamicModel, as_dynamic
 from dyncompile.spec import parse_spec
 from dyncompile.state import STATE_PREFIX
 from dyncompile.stored import (
@@ -43,7 +43,7 @@ from dyncompile.stored.description import (
     PROGRAM,
     VERSION,
     WEIGHTS,
-    holds_checkpoint,
+    check_place,
     is_ours,
     read_description,
 )
@@ -79,7 +79,7 @@ def save(
         CheckpointError: the directory holds weights that are not of a dynamic model.
     """
     target, model = Path(directory), _unfolded(dyn)
-    _check_place(target)
+    check_place(target)
     written: set[str] = set()
 
     def fill(folder: Path) -> None:
@@ -96,27 +96,14 @@ def save(
 
 
 def _unfolded(dyn: nn.Module) -> DynamicModel:
-    """The model itself, out of torch.compile's wrapper. Raises SpecError where it has none or other state."""
-    inner = getattr(dyn, "_orig_mod", dyn)
+    """The model itself. Raises SpecError for other models and those that were deployed."""
+    inner = as_dynamic(dyn)
     if isinstance(inner, Deployed):
         raise SpecError(
             "a deployed model has folded weights under the source's names",
             fix="keep the model that it was deployed from, and deploy anew after loading",
         )
-    if isinstance(inner, DynamicModel):
-        return inner
-    raise SpecError(f"{type(dyn).__name__} is no dynamic model", fix="give what dynamize returned")
-
-
-def _check_place(folder: Path) -> None:
-    """Raise CheckpointError before somebody else's weights are replaced."""
-    names = sorted(path.name for path in folder.iterdir() if is_ours(path.name)) if folder.is_dir() else []
-    if names and not holds_checkpoint(folder):
-        raise CheckpointError(
-            f"the directory holds files of another model: {', '.join(names[:5])}",
-            where=str(folder),
-            fix="name another directory, or move them away",
-        )
+    return inner
 
 
 def load(directory: str | os.PathLike[str], source: nn.Module | None = None) -> DynamicModel:
@@ -226,7 +213,7 @@ def _describe(dyn: DynamicModel, folder: Path, source: str | None, weights: str)
             constants = write_weights(folder, held, CONSTANTS)
     except ValueError as error:
         remark = f"no graph is stored: {error}"
-    casts = describe_casts(dyn, dyn.captured)
+    casts = describe_casts(dyn, dyn.program.captured)
     return {
         "format": FORMAT,
         "version": VERSION if casts else 2,
@@ -234,7 +221,7 @@ def _describe(dyn: DynamicModel, folder: Path, source: str | None, weights: str)
         "source": source,
         "inputs": describe_inputs(dyn.program.signature),
         "history": list(dyn.history),
-        "fingerprint": dyn.program.fingerprint_in(dyn.captured),
+        "fingerprint": dyn.program.fingerprint_in(dyn.program.captured),
         "weights": weights,
         "graph": graph,
         "sizes": sizes_of(dyn.program) if graph else [],

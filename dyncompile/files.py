@@ -15,6 +15,11 @@ NEXT = ".next"
 """A complete set of files that is being moved into the directory that it lies in; see `replace_files`."""
 
 
+def is_passing(name: str) -> bool:
+    """Whether a file or directory of this name is there only while others are being replaced."""
+    return name == NEXT or name.startswith(ASIDE)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write aside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
     aside = _aside(path)

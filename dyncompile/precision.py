@@ -10,21 +10,19 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
+
+from dyncompile.state import Dtypes
 
 
-def present_dtypes(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> dict[torch.dtype, torch.dtype]:
+def present_dtypes(captured: Dtypes, tensors: Mapping[str, Tensor]) -> dict[torch.dtype, torch.dtype]:
     """What most state that had a floating dtype at capture has now, by that dtype.
 
     Args:
-        graph: any graph over the state; its reads say what was captured.
-        tensors: the state by name.
+        captured: see `Program.captured`.
+        tensors: state by name, all of it or a part.
     """
-    moves = Counter[tuple[torch.dtype, torch.dtype]]()
-    for node in graph.nodes:
-        captured = node.meta.get("val") if node.op == "get_attr" else None
-        if isinstance(captured, Tensor) and captured.is_floating_point():
-            moves[captured.dtype, tensors[str(node.target)].dtype] += 1
+    moves = Counter((captured[name], tensors[name].dtype) for name in captured.keys() & tensors.keys())
     return dict(pair for pair, _ in reversed(moves.most_common()))
 
 

@@ -107,7 +107,7 @@ def mirror(program: Program, *, width: float, resolution: float, divisor: int = 
         graph = copy_graph(static.graphs[mode])
         resizer = Resizer(graph, dims.graphs[mode], dims.state, widths)
         resizer.run(dims.statistics, lambda node: None)
-        graphs[mode], found = fold(graph, None, state_tensors(static.state))
+        graphs[mode], found = fold(graph, None, state_tensors(static.state), static.captured)
         state.update(_owned(graphs[mode], found, static))
         _with_features(graphs[mode])
     side = image_side(program, resolution)
@@ -155,7 +155,7 @@ def _static(program: Program) -> Program:
     graphs: dict[Mode, fx.Graph] = {}
     state = nn.Module()
     for mode in MODES:
-        graphs[mode], found = fold(without_gates(program.graphs[mode]), group, tensors)
+        graphs[mode], found = fold(without_gates(program.graphs[mode]), group, tensors, program.captured)
         for name, value in found.items():
             put_state(state, name, value)
     return replace(program, graphs=graphs, state=state, choices={}, sized={}, picked={})

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from dyncompile.errors import RouteError, SpecError
 from dyncompile.signature import Signature
+from dyncompile.state import Dtypes, dtypes_of
 from dyncompile.torchlib import by_name, is_operator, is_several, items
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class Program:
     Attributes:
         graphs: the training-mode and the evaluation-mode graph (ATen training IR).
         state: module tree that holds parameters and buffers under the source's names.
+        captured: the types of floating-point state before any cast of it, by name.
         signature: how user arguments map to graph inputs and outputs to the user's structure.
         choices: decision points by name.
         sized: elastic dims of which a choice keeps a leading share.
@@ -259,6 +261,11 @@ class Program:
     source: Source | None = None
     variants: Variants | None = None
     origin: Mapping[Mode, fx.Graph] = field(default_factory=dict[Mode, fx.Graph])
+    captured: Dtypes = field(default_factory=dict[str, torch.dtype])
+
+    def __post_init__(self) -> None:
+        # What `replace` adds to the state joins with the type that it has then.
+        object.__setattr__(self, "captured", {**dtypes_of(self.state), **self.captured})
 
     @cached_property
     def nodes(self) -> Mapping[Mode, Mapping[str, fx.Node]]:

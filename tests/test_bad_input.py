@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,32 @@ def refused(kind: type[dc.DyncompileError], model: nn.Module, example: Any, meth
     with untouched(model), pytest.raises(kind) as caught:
         dc.dynamize(model, method, example)
     return str(caught.value)
+
+
+# -- what is no dynamic model --------------------------------------------------------------------
+
+
+_TAKERS: dict[str, Callable[[Any, Path], Any]] = {
+    "fit": lambda model, path: dc.fit(model, dc.recipes.dsnet(target=0.6), [], directory=path),
+    "calibrate_exit": lambda model, path: dc.calibrate_exit(model, [], target=0.5),
+    "deploy": lambda model, path: dc.deploy(model),
+    "export": lambda model, path: dc.export(model, path / "net.pt2", "pt2"),
+    "specialize": lambda model, path: dc.specialize(model, {}),
+    "verify": lambda model, path: dc.verify(model, model, torch.randn(2, 3, 16, 16)),
+    "Latency": lambda model, path: dc.Latency(model),
+    "profile": lambda model, path: dc.profile(model),
+    "save": lambda model, path: dc.save(model, path),
+    "reduce_to_source": lambda model, path: dc.reduce_to_source(model),
+}
+
+
+@pytest.mark.parametrize("taker", _TAKERS)
+def test_static_network_where_a_dynamic_one_is_due(taker: str, tmp_path: Path) -> None:
+    model, _ = conv_net()
+    with untouched(model), pytest.raises(dc.SpecError, match="Sequential is no dynamic model") as caught:
+        _TAKERS[taker](model, tmp_path)
+    assert "what dynamize returned" in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 # -- models -----------------------------------------------------------------------------------------

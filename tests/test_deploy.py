@@ -168,7 +168,7 @@ def test_asking_a_tensor_for_its_dtype_gives_it_no_name(asked_first: bool) -> No
     cast = graph.call_function(torch.ops.aten.to.dtype, (x, parts["dtype"]))
     graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (cast, parts["part"])),))
     whole = torch.arange(4.0)
-    found = fold_some(graph, {"width": decision_of(torch.tensor([[1.0, 0.0]]))}, {"weight": whole})
+    found = fold_some(graph, {"width": decision_of(torch.tensor([[1.0, 0.0]]))}, {"weight": whole}, {})
     assert {name: tensor.tolist() for name, tensor in found.state.items()} == {"weight": [0.0, 1.0]}
     (output,) = bind_graph(found.graph, "test", found.state)(torch.tensor([3.0, 4.0], dtype=torch.float64))
     assert output.dtype == torch.float32
@@ -272,7 +272,7 @@ def test_shared_weights_are_views(make: Make) -> None:
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
     decisions = {c.name: decision_of(torch.tensor([c.smallest])) for c in dyn.choices.values()}
     graph = dyn.program.graphs["eval"]
-    found = fold_some(graph, decisions, tensors, keeps_policy=True, gathers=True)
+    found = fold_some(graph, decisions, tensors, {}, keeps_policy=True, gathers=True)
     floats = [tensor for tensor in found.state.values() if tensor.is_floating_point()]
     assert all(tensor.untyped_storage().data_ptr() in own for tensor in floats)
     assert any(tensor.numel() < tensor.untyped_storage().nbytes() // 4 for tensor in floats)
@@ -282,7 +282,9 @@ def test_weights_are_gathered_right_before_their_use() -> None:
     """A whole network's at once would be much new memory at every run."""
     dyn = made(handmade.vit, HALVES)
     decisions = {c.name: decision_of(torch.tensor([c.smallest])) for c in dyn.choices.values()}
-    found = fold_some(dyn.program.graphs["eval"], decisions, state_tensors(dyn.program.state), gathers=True)
+    program = dyn.program
+    tensors = state_tensors(program.state)
+    found = fold_some(program.graphs["eval"], decisions, tensors, program.captured, gathers=True)
     order = list(found.graph.nodes)
     gathers = [node for node in order if node.target is torch.ops.aten.index_select.default]
     assert len(gathers) > 2

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from dyncompile import zoo
 from dyncompile.analysis.flow import Flow, Target
+from dyncompile.analysis.ordinals import numbered
 from dyncompile.analysis.regions import Branch, Regions, find_regions
 from dyncompile.analysis.stages import find_stages
 from dyncompile.torchlib import by_name
@@ -53,7 +54,7 @@ def positions(graph: fx.Graph) -> dict[str, int]:
 
 
 def regions_of(graph: fx.Graph, decisions: Collection[Target] = ()) -> Regions:
-    return find_regions(graph, Flow.of(graph, decisions))
+    return find_regions(graph, Flow.of(graph, decisions), numbered(graph))
 
 
 def stages(graph: fx.Graph, regions: Regions, resolution: dict[str, int]) -> dict[str, int]:

@@ -45,6 +45,18 @@ from tests.train_support import (
     two_phases,
 )
 
+
+def test_compiled_model_is_trained_as_what_it_wraps() -> None:
+    plainly, wrapped = conv_net(GATED), conv_net(GATED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing the compiler warns of what it uses itself
+        compiled: Any = torch.compile(wrapped)
+    how = recipe(gate_phase(epochs=1))
+    run(compiled, how)
+    run(plainly, how)
+    assert same_state(state_of(wrapped), state_of(plainly))
+
+
 # -- rates and groups -------------------------------------------------------------------------------
 
 

@@ -16,12 +16,13 @@ from dyncompile.analysis.dims.dead import dead_dims
 from dyncompile.analysis.dims.facts import DimFacts, GraphDims, dim_facts
 from dyncompile.analysis.flow import Flow
 from dyncompile.analysis.macs import MacsFacts, macs_facts
+from dyncompile.analysis.ordinals import numbered
 from dyncompile.analysis.points import PointFacts, find_points
 from dyncompile.analysis.regions import Regions, find_regions
 from dyncompile.analysis.samples import find_meetings
 from dyncompile.analysis.stages import find_stages
 from dyncompile.collector import paused_collector
-from dyncompile.program import Program
+from dyncompile.program import MODES, Mode, Program
 from dyncompile.runtime.ops import DECISIONS, FOLDABLE
 
 
@@ -99,14 +100,15 @@ def analyze(program: Program) -> Facts:
     dims = dim_facts(program)
     graph = program.graphs["eval"]
     flow = Flow.of(graph, DECISIONS)
-    regions = find_regions(graph, flow)
+    counted: dict[Mode, set[fx.Node]] = {mode: numbered(program.graphs[mode]) for mode in MODES}
+    regions = find_regions(graph, flow, counted["eval"])
     stage = find_stages(graph, flow, regions, _resolution(dims.graphs["eval"]))
     return Facts(
         dims=dims,
         regions=regions,
         macs=macs_facts(graph, dims.graphs["eval"]),
         dead=dead_dims(program, dims),
-        points=find_points(program, dims, regions, FOLDABLE),
+        points=find_points(program, dims, regions, FOLDABLE, counted),
         stage_of=_elastic_stages(graph, dims, stage),
         stage_at=stage,
         parameters={name: p.numel() for name, p in program.state.named_parameters()},

@@ -19,7 +19,6 @@ from dyncompile.analysis.dims.algebra import BATCH, elastics
 from dyncompile.analysis.dims.call import TensorType, Type, flat_types, shape_of
 from dyncompile.analysis.dims.facts import DimFacts
 from dyncompile.analysis.flow import Flow, memory_of, tensor, written
-from dyncompile.analysis.ordinals import numbered
 from dyncompile.analysis.regions import Regions
 from dyncompile.program import MODES, Mode, Program
 from dyncompile.torchlib import enter_autocast
@@ -62,14 +61,22 @@ class PointFacts:
 
 
 def find_points(
-    program: Program, dims: DimFacts, regions: Regions, ignored: Collection[Target]
+    program: Program,
+    dims: DimFacts,
+    regions: Regions,
+    ignored: Collection[Target],
+    counted: Mapping[Mode, Collection[fx.Node]],
 ) -> PointFacts:
-    """The points of a program; nodes whose target is in `ignored` use nothing (what passes inserted)."""
+    """The points of a program.
+
+    Nodes whose target is in `ignored` use nothing (what passes inserted); `counted` ones number the rows of
+    the batch.
+    """
     flows = {mode: Flow.of(program.graphs[mode], ignored) for mode in MODES}
     nodes = program.nodes
     partners = counterparts(program)
     branches = {branch.entry: branch.name for branch in regions.branches}
-    spans = {mode: _spans(program.graphs[mode], flows[mode], dims.graphs[mode].types) for mode in MODES}
+    spans = {mode: _spans(flows[mode], dims.graphs[mode].types, counted[mode]) for mode in MODES}
     memory = memory_of(nodes["eval"].values(), {})
 
     def parts(name: str) -> bool:
@@ -159,13 +166,12 @@ def _keyed(graph: fx.Graph) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def _spans(graph: fx.Graph, flow: Flow, types: Mapping[str, Type]) -> list[tuple[int, int]]:
+def _spans(flow: Flow, types: Mapping[str, Type], counted: Collection[fx.Node]) -> list[tuple[int, int]]:
     """(first, end) positions between which rows cannot part.
 
     While a tensor is alive whose rows cannot be gathered, from a value to a later write into its memory, and
     within a region of another precision, which is entered and left once.
     """
-    counted = numbered(graph)
     last: dict[fx.Node, int] = {}
     spans: list[tuple[int, int]] = []
     for node, read in flow.operands.items():

@@ -37,7 +37,6 @@ import torch
 from torch import Tensor, fx
 
 from dyncompile.analysis.flow import Flow, dominators, tensor
-from dyncompile.analysis.ordinals import numbered
 from dyncompile.program import source_line
 
 
@@ -78,18 +77,17 @@ class Regions:
     trunk: tuple[str, ...]
 
 
-def find_regions(graph: fx.Graph, flow: Flow) -> Regions:
-    """Branches, refusals and trunk of `graph`, by its flow.
+def find_regions(graph: fx.Graph, flow: Flow, counted: Collection[fx.Node]) -> Regions:
+    """Branches, refusals and trunk of `graph`, by its flow; `counted` nodes number the rows of the batch.
 
     No body holds a decision: it is taken whether or not what it steers runs, and what it reads is needed.
     """
     found: dict[fx.Node, _Found] = {}
     refused: dict[fx.Node, str] = {}
-    counted = numbered(graph)
     for exit in filter(flow.sources.__contains__, graph.nodes):
         if str(exit.target) in _ADDS and len(_operands(flow, exit)) == 2:
             verdict = _judge(flow, exit, found)
-            if isinstance(verdict, _Found) and (reads := counted & verdict.body.reads):
+            if isinstance(verdict, _Found) and (reads := verdict.body.reads.intersection(counted)):
                 verdict = f"it reads rows by their number in the batch: {_listed(reads)}"
             if isinstance(verdict, _Found):
                 found[exit] = verdict

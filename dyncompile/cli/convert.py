@@ -12,10 +12,9 @@ from pathlib import Path
 from dyncompile.checkpoint import save
 from dyncompile.cli.models import Loaded, load_model, make_dynamic
 from dyncompile.errors import CheckpointError
-from dyncompile.files import ASIDE, NEXT
 from dyncompile.foreign import load_state, read_state_dict
 from dyncompile.spec import parse_specs
-from dyncompile.stored.description import holds_checkpoint, is_ours
+from dyncompile.stored.description import check_place
 from dyncompile.verify import Report, verify
 
 Busy = Callable[[str], AbstractContextManager[object]]
@@ -66,23 +65,10 @@ def convert_checkpoint(
 
 def check_folder(folder: Path) -> None:
     """Raise CheckpointError unless `folder` can be created, is empty, or holds an earlier result alone."""
-    if not folder.exists():
-        return _check_parent(folder)
-    if not folder.is_dir():
+    if folder.is_dir():
+        return check_place(folder, alone=True)
+    if folder.exists():
         raise CheckpointError("the output exists and is no directory", where=str(folder), fix="name another")
-    names = {path.name for path in folder.iterdir()}
-    others = {name for name in names if not (is_ours(name) or name == NEXT or name.startswith(ASIDE))}
-    if not names or (not others and holds_checkpoint(folder)):
-        return None
-    names = others or names
-    raise CheckpointError(
-        f"the output directory holds other files: {', '.join(sorted(names)[:5])}",
-        where=str(folder),
-        fix="name a new or an empty directory",
-    )
-
-
-def _check_parent(folder: Path) -> None:
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise CheckpointError("the output directory cannot be created", where=str(folder), fix="name another")

@@ -20,7 +20,7 @@ from dyncompile.errors import DyncompileError, InputError, SpecError
 from dyncompile.policies import Full, Learned, Policy, Smallest
 from dyncompile.program import Choice, Domain, Program, Route
 from dyncompile.runtime.compiled import GraphForward
-from dyncompile.runtime.model import DynamicModel, Execution, Record
+from dyncompile.runtime.model import DynamicModel, Execution, Record, as_dynamic
 from dyncompile.runtime.steering import check_names, decision_of, plan_route
 from dyncompile.state import FOLDED, holds, put_state, state_tensors
 from dyncompile.variants import at, columns_of
@@ -65,7 +65,7 @@ class Deployed(DynamicModel):
         self.settings = settings or Settings()
         self.regions = Regions(self.settings.max_graphs)
         finish = bind_faster if self.settings.backend == "eager" else self.regions
-        self._shop = shop or Shop(self.settings.memory, finish)
+        self._shop = shop or Shop(self.settings.memory, finish, program.captured)
         self._pieces: list[Piece] = []
         self._whole: dict[tuple[tuple[float, ...], ...], GraphForward] = {}
         super().__init__(program)
@@ -274,12 +274,13 @@ def deploy(
         max_graphs: graphs that torch.compile may make; regions beyond it run uncompiled.
 
     Raises:
-        SpecError: an argument that is none of these.
+        SpecError: it is no dynamic model, or an argument is none of these.
         DyncompileError: torch.compile cannot be used here.
     """
     settings = Settings(backend, memory, max_buckets, cost, max_graphs)
     if backend == "inductor":
         check_usable()
+    dyn = as_dynamic(dyn)
     program = fold_norms(dyn.program)
     pack_bases(program)
     _mark(program.state)

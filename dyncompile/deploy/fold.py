@@ -21,7 +21,7 @@ from dyncompile.program import POLICY, Decision
 from dyncompile.runtime import ops, synthesis
 from dyncompile.runtime.steering import Group
 from dyncompile.runtime.synthesis import Kernels
-from dyncompile.state import STATE_PREFIX
+from dyncompile.state import STATE_PREFIX, Dtypes
 from dyncompile.torchlib import items, map_nodes
 
 aten = torch.ops.aten
@@ -48,14 +48,14 @@ class Folded:
 
 
 def fold(
-    source: fx.Graph, group: Group | None, tensors: Mapping[str, Tensor]
+    source: fx.Graph, group: Group | None, tensors: Mapping[str, Tensor], captured: Dtypes
 ) -> tuple[fx.Graph, dict[str, Tensor]]:
     """(static graph, the state that it reads by name) of a graph whose decisions are all known.
 
     Narrowed tensors keep the source's name. Write-backs of statistics are dropped: a static network owns its
     own.
     """
-    found = fold_some(source, {} if group is None else group.decisions, tensors)
+    found = fold_some(source, {} if group is None else group.decisions, tensors, captured)
     return found.graph, dict(found.state)
 
 
@@ -63,6 +63,7 @@ def fold_some(
     source: fx.Graph,
     decisions: Mapping[str, Decision],
     tensors: Mapping[str, Tensor],
+    captured: Dtypes,
     *,
     keeps_policy: bool = False,
     gathers: bool = False,
@@ -73,12 +74,13 @@ def fold_some(
         source: any graph over the state; it stays as it is.
         decisions: what is settled, by choice.
         tensors: the state by name. Narrowed parts of it are views where they are leading ones.
+        captured: see `Program.captured`.
         keeps_policy: the result takes the policy as its first input, whether or not it asks it.
         gathers: positions of state that are not the leading ones are gathered at each run, not now, right
             before they are needed: then nothing that `state` holds is a copy of a tensor, and few copies
             live at a time.
     """
-    folder = _Folder(source, decisions, tensors, keeps_policy, gathers)
+    folder = _Folder(source, decisions, tensors, captured, keeps_policy, gathers)
     with no_autocast(tensors.values()):  # what is kept has the state's dtypes, whoever calls first
         for node in source.nodes:
             folder.visit(node)
@@ -96,11 +98,12 @@ class _Folder:
         source: fx.Graph,
         decisions: Mapping[str, Decision],
         tensors: Mapping[str, Tensor],
+        captured: Dtypes,
         keeps_policy: bool,
         gathers: bool,
     ) -> None:
         self._decisions, self._tensors = decisions, tensors
-        self._dtypes = present_dtypes(source, tensors)
+        self._dtypes = present_dtypes(captured, tensors)
         self._keeps_policy, self._gathers = keeps_policy, gathers
         self._known: dict[fx.Node, Any] = {}
         self._names: dict[fx.Node, str] = {}

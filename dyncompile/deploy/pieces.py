@@ -23,7 +23,7 @@ from dyncompile.program import Choice, Decision
 from dyncompile.runtime.compiled import GraphForward, compile_graph
 from dyncompile.runtime.segments import parting
 from dyncompile.runtime.steering import decision_of
-from dyncompile.state import state_tensors
+from dyncompile.state import Dtypes, state_tensors
 
 Memory = Literal["shared", "packed"]
 Backend = Callable[[fx.Graph, str, Mapping[str, Tensor]], GraphForward]
@@ -40,12 +40,14 @@ class Shop:
     Attributes:
         memory: see the module's docstring.
         finish: how folded graphs become functions.
+        captured: see `Program.captured`.
         lock: held while something is made; calls of what is made need none.
         copies: packed tensors.
     """
 
     memory: Memory
     finish: Backend
+    captured: Dtypes
     lock: RLock = field(default_factory=RLock)
     copies: dict[Way, Tensor] = field(default_factory=dict[Way, Tensor])
 
@@ -61,7 +63,8 @@ class Shop:
         """A graph with some decisions settled, as a function of the policy and its other inputs."""
         # What is made is kept: it must not be inference tensors if the first call runs in such a mode.
         with torch.inference_mode(False), torch.no_grad():
-            found = fold_some(graph, decisions, tensors, keeps_policy=True, gathers=self.memory == "shared")
+            gathers = self.memory == "shared"
+            found = fold_some(graph, decisions, tensors, self.captured, keeps_policy=True, gathers=gathers)
             state = dict(found.state)
             if self.memory == "packed":
                 state = {one: self._packed(value, found.ways[one], tensors) for one, value in state.items()}

@@ -19,7 +19,7 @@ from dyncompile.policies import Forced
 from dyncompile.program import Mode, Program, Route
 from dyncompile.resize import Resizer, restore_reads
 from dyncompile.runtime import ops
-from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.model import DynamicModel, as_dynamic
 from dyncompile.runtime.steering import Group, group_rows, plan_route
 from dyncompile.state import put_state, state_tensors
 from dyncompile.torchlib import named_modules, transient_buffers
@@ -41,9 +41,11 @@ def specialize(dyn: DynamicModel, route: Route, *, mode: Mode = "eval") -> fx.Gr
     Raises:
         RouteError: an unknown choice, or rows that differ: a static network is one route.
     """
+    dyn = as_dynamic(dyn)
     group = _single(dyn.program, route)
     sized = dyn if dyn.by_size is None else dyn.by_size.model_of(route)
-    graph, state = fold(_without_dead_dims(sized, group, mode), group, state_tensors(sized.program.state))
+    tensors, captured = state_tensors(sized.program.state), sized.program.captured
+    graph, state = fold(_without_dead_dims(sized, group, mode), group, tensors, captured)
     owner = _owned(graph, state, sized)
     _resize_inputs(graph, sized.program, dyn.program)
     adopt_signature(graph, dyn.program.signature)

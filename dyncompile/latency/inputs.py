@@ -35,7 +35,7 @@ def random_inputs(program: Program, rows: int, device: torch.device) -> list[Any
 
     Floating inputs have the dtype that `.to()` gave state of theirs since capture.
     """
-    dtypes = present_dtypes(program.graphs["eval"], state_tensors(program.state))
+    dtypes = present_dtypes(program.captured, state_tensors(program.state))
     flat = samples.random_inputs(program.signature, rows, dtypes)
     return [value.to(device) if isinstance(value, Tensor) else value for value in flat]
 

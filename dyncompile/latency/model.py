@@ -27,7 +27,7 @@ from dyncompile.latency.terms import Term, TimedTerm, combinations, terms_of
 from dyncompile.latency.timing import Asked, Measured, Network, measure
 from dyncompile.policies import Forced, Full, Smallest
 from dyncompile.program import Choice, Route
-from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.model import DynamicModel, as_dynamic
 
 _ROUNDS = 15
 _APART = 1.25
@@ -169,6 +169,7 @@ class Latency:
     ) -> None:
         if rounds < 1 or batch < 1:
             raise SpecError(f"rounds and batch are at least 1, got {rounds} and {batch}")
+        dyn = as_dynamic(dyn)
         here = device_of(dyn) if device is None else torch.device(device)
         if here.type != device_of(dyn).type:
             dyn = copy.deepcopy(dyn).to(here)

@@ -21,7 +21,7 @@ from dyncompile.latency.axes import spread_row
 from dyncompile.latency.model import Latency, ends
 from dyncompile.policies import Full, Smallest
 from dyncompile.program import SWITCHES, Choice, Domain, Route
-from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.model import DynamicModel, as_dynamic
 
 _FEW = 8
 """Switches that are looked at one by one; of more, shares of them."""
@@ -119,6 +119,7 @@ def profile(
     Raises:
         InputError: `inputs` do not fit the model.
     """
+    dyn = as_dynamic(dyn)
     times = Latency(dyn, batch=batch, inputs=inputs) if latency is None else latency
     full, smallest = ends(dyn.choices, Full()), ends(dyn.choices, Smallest())
     settings = [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from torch import Tensor, fx, nn
 
 from dyncompile.analysis.dims.facts import DimFacts, dim_facts
 from dyncompile.analysis.facts import Facts
+from dyncompile.analysis.flow import writers_of
 from dyncompile.errors import SpecError
 from dyncompile.gate import Gate, insert_head, insert_pooling, insert_trunk
 from dyncompile.inline import (
@@ -174,6 +176,11 @@ class Draft:
             )
             for mode, graph in self._graphs.items()
         }
+
+    @cached_property
+    def _written(self) -> Mapping[Mode, Mapping[fx.Node, Mapping[fx.Node, fx.Node]]]:
+        """For each node, what it reads that was overwritten since, and by whom, as first asked for."""
+        return {mode: writers_of(graph) for mode, graph in self._graphs.items()}
 
     @property
     def _dims(self) -> DimFacts:

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from dyncompile.analysis.dims.algebra import size
-from dyncompile.analysis.flow import op_name, writers_of
+from dyncompile.analysis.flow import op_name
 from dyncompile.analysis.points import Point
 from dyncompile.analysis.sums import Sums
 from dyncompile.exits import insert_leave
@@ -66,13 +66,12 @@ class Editor(Sizing):
     def gain(self, gained: Iterable[Gained]) -> None:
         """Let choices scale what branches add; at gain 0 nothing of a branch need run."""
         for mode, graph in self._graphs.items():
-            types, writers = self._facts.dims.graphs[mode].types, writers_of(graph)
+            types = self._facts.dims.graphs[mode].types
             for one in gained:
                 exit, output = (self._named[mode][name] for name in one.nodes[mode])
                 decision = self._decisions[mode, one.choice]
                 batch = batch_axis(types[output.name])
-                last = writers[exit].get(output, output)
-                with graph.inserting_after(max(last, decision)):
+                with graph.inserting_after(max(self._written[mode][exit].get(output, output), decision)):
                     new = graph.call_function(ops.gain, (output, decision, one.weights, batch))
                 new.meta = dict(output.meta)
                 new.meta.pop("nn_module_stack", None)  # it is no part of the module that made the output
@@ -98,8 +97,7 @@ class Editor(Sizing):
         for mode, graph in self._graphs.items():
             output, readers = at[mode][1], at[mode][2:] or list(at[mode][1].users)
             operands = [output, *outputs[mode]]
-            writers = writers_of(graph)
-            written = [writers[reader][output] for reader in at[mode][2:] if output in writers[reader]]
+            written = [self._written[mode][reader].get(output, output) for reader in at[mode][2:]]
             decision = self._decisions[mode, one.choice]
             batch = batch_axis(self._facts.dims.graphs[mode].types[output.name])
             with graph.inserting_after(max(*operands, *written, decision)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.cost import parameter_costs
-from dyncompile.errors import RouteError
+from dyncompile.errors import RouteError, SpecError
 from dyncompile.exits import without_exits
 from dyncompile.gate import without_gates
 from dyncompile.hub import Pretrained
@@ -36,9 +36,9 @@ from dyncompile.runtime.steering import (
     group_rows,
     is_relaxed,
     plan_route,
-    relaxed_error,
+    runs_masked,
 )
-from dyncompile.state import GATES, Dtypes, dtypes_of
+from dyncompile.state import GATES
 from dyncompile.torchlib import untraced
 from dyncompile.variants import at, columns_of, copy_program
 
@@ -52,14 +52,11 @@ class DynamicModel(Pretrained, Described):
     """
 
     policy: Policy
-    captured: Dtypes
-    """The types of floating-point state before any cast of the model."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
         self.policy = Learned()
-        self.captured = dtypes_of(program.state)
         self._forwards: dict[Mode, GraphForward] = {}
         self._segments: dict[tuple[Mode, bool], list[Segment]] = {}
         self._costs = Costs()
@@ -148,10 +145,8 @@ class DynamicModel(Pretrained, Described):
             return self.by_size.run(self.mode, flat, rows, policy, execution)
         asks = policy.reads_gates and bool(self.gated)
         relaxes = asks and is_relaxed(policy, self.choices)
-        if execution == "dense" or (execution == "auto" and asks and (relaxes or self._trains_gates())):
+        if runs_masked(policy, execution, relaxed=relaxes, trains=asks and self._trains_gates()):
             return self._run_dense(flat, rows, policy)
-        if relaxes:
-            raise relaxed_error(policy)
         planned: Route = {} if asks else plan_route(policy, self.choices, rows)
         groups = [] if asks else group_rows(planned, self.choices, rows, self._parting)
         parts = len(groups) != 1 or self._leaves(planned) or self._picks(planned)
@@ -289,9 +284,17 @@ class DynamicModel(Pretrained, Described):
     def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
         new = self._like(copy_program(self.program, memo))
         memo[id(self)] = new
-        new.policy, new.costs, new.captured = self.policy, self.costs, self.captured
+        new.policy, new.costs = self.policy, self.costs
         return new.train(self.training)
 
     def _like(self, program: Program) -> DynamicModel:
         """A model of the same kind."""
         return type(self)(program)
+
+
+def as_dynamic(model: nn.Module) -> DynamicModel:
+    """A dynamic model, out of torch.compile's wrapper. Raises SpecError for any other module."""
+    inner = getattr(model, "_orig_mod", model)
+    if isinstance(inner, DynamicModel):
+        return inner
+    raise SpecError(f"{type(model).__name__} is no dynamic model", fix="give what dynamize returned")

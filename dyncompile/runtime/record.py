@@ -14,12 +14,13 @@ from dyncompile.program import Route
 Execution = Literal["auto", "sparse", "dense"]
 """How a batch of mixed decisions runs: rows grouped by decision, or masked; see `DynamicModel.record`."""
 
+_EXECUTIONS: tuple[str, ...] = get_args(Execution)
+
 
 def check_execution(execution: str) -> None:
     """Raises SpecError for words that name none."""
-    if execution not in get_args(Execution):
-        known = ", ".join(get_args(Execution))
-        raise SpecError(f"no execution is named {execution!r}", fix=f"take one of {known}")
+    if execution not in _EXECUTIONS:
+        raise SpecError(f"no execution is named {execution!r}", fix=f"take one of {', '.join(_EXECUTIONS)}")
 
 
 @dataclass(frozen=True, slots=True)

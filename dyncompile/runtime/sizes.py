@@ -29,7 +29,7 @@ from dyncompile.runtime import ops
 from dyncompile.runtime.compiled import compile_graph
 from dyncompile.runtime.record import Execution, Record
 from dyncompile.runtime.rows import batch_axis, merge_outputs
-from dyncompile.runtime.steering import Deciding, plan_route, relaxed_error
+from dyncompile.runtime.steering import Deciding, plan_route, runs_masked
 
 if TYPE_CHECKING:
     from dyncompile.runtime.model import DynamicModel
@@ -86,10 +86,8 @@ class BySize:
         deciding, planned = self._decided(mode, flat, rows, policy)
         decision = deciding.route[self.choice.name]
         is_hard = bool(((decision == 0) | (decision == 1)).all())
-        if execution == "dense" or (execution == "auto" and not is_hard):
+        if runs_masked(policy, execution, relaxed=not is_hard):
             done = self._mixed(mode, flat, decision, policy, planned)
-        elif not is_hard:
-            raise relaxed_error(policy)
         else:
             done = self._parted(mode, flat, decision, policy, planned, execution)
         route, logits = {**deciding.route, **done.route}, {**deciding.logits, **done.logits}

@@ -11,6 +11,7 @@ from torch import Tensor
 from dyncompile.errors import RouteError
 from dyncompile.policies import Forced, Full, Policy, Smallest
 from dyncompile.program import Choice, Decision, Domain, Route
+from dyncompile.runtime.record import Execution
 
 Ask = Callable[[str, Tensor, Tensor | None], Tensor]
 """``ask(choice, positions [n], logits [n, width])`` -> rows [n, width]."""
@@ -120,12 +121,19 @@ def is_relaxed(policy: Policy, choices: Mapping[str, Choice]) -> bool:
     return not getattr(policy, "hard", True) and any(one.domain in _RELAXED for one in choices.values())
 
 
-def relaxed_error(policy: Policy) -> RouteError:
-    """Why relaxed decisions do not run sparsely."""
-    return RouteError(
-        f"{policy} relaxes decisions, which only dense execution runs",
-        fix='hard=True, or execution="dense"',
-    )
+def runs_masked(policy: Policy, execution: Execution, *, relaxed: bool, trains: bool = False) -> bool:
+    """Whether rows run masked, as those do whose decisions are relaxed, or train what decides.
+
+    Raises RouteError where relaxed decisions are to run in groups.
+    """
+    if execution == "dense" or (execution == "auto" and (relaxed or trains)):
+        return True
+    if relaxed:
+        raise RouteError(
+            f"{policy} relaxes decisions, which only dense execution runs",
+            fix='hard=True, or execution="dense"',
+        )
+    return False
 
 
 _RELAXED = (Domain.ONE_HOT, Domain.SIMPLEX, Domain.BITS)

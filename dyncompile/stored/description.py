@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dyncompile.errors import CheckpointError
-from dyncompile.files import current
+from dyncompile.files import current, is_passing
 from dyncompile.stored.casts import are_casts
 from dyncompile.stored.sizes import are_sizes
 from dyncompile.weights import is_shard_of
@@ -38,6 +38,25 @@ def holds_checkpoint(folder: Path) -> bool:
         return json.loads(current(folder, PROGRAM).read_text())["format"] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def check_place(folder: Path, *, alone: bool = False) -> None:
+    """Raise CheckpointError before somebody else's files are replaced, or have a checkpoint among them.
+
+    Args:
+        folder: where `save` is to write.
+        alone: what `save` would leave as it is, is refused too.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    ours = [name for name in names if is_ours(name)]
+    others = [name for name in names if not (is_ours(name) or is_passing(name))]
+    found = [*(others if alone else ()), *(() if holds_checkpoint(folder) else ours)]
+    if found:
+        raise CheckpointError(
+            f"the directory holds other files: {', '.join(found[:5])}",
+            where=str(folder),
+            fix="name a new or an empty directory, or move them away",
+        )
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from dyncompile.errors import InputError, SpecError
 from dyncompile.exits import OFF
 from dyncompile.policies import Learned
 from dyncompile.program import Choice, Domain
-from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.model import DynamicModel, as_dynamic
 from dyncompile.state import EXITS, STATE_PREFIX
 from dyncompile.train.batches import as_batch
 from dyncompile.train.columns import check_share, evaluating, restoring
@@ -100,6 +100,7 @@ def calibrate_exit(
             threshold is as cheap as the target.
         InputError: there are no labeled samples, or labels are out of range.
     """
+    dyn = as_dynamic(dyn)
     if not dyn.exits:
         raise SpecError("the model has no exit to calibrate", fix='dynamize with "exits" or "basisnet"')
     aim = _Aim(target, accuracy_drop)

@@ -11,7 +11,7 @@ from typing import Any
 
 from dyncompile.cost import Cost
 from dyncompile.errors import SpecError
-from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.model import DynamicModel, as_dynamic
 from dyncompile.train.accelerated import Precision, World, world
 from dyncompile.train.checkpoints import Checkpoints
 from dyncompile.train.data import Feed, Layout, open_stream
@@ -87,11 +87,13 @@ def fit(
         Terms, rates and costs of every step, validation of every epoch.
 
     Raises:
-        SpecError: the recipe does not fit the model; its target is below the smallest route.
+        SpecError: it is no dynamic model, the recipe does not fit it, or its target is below the smallest
+            route.
         InputError: data that is empty, cannot be read as batches, or has labels out of range.
         TrainingError: a loss is not finite; nothing is written after it.
         CheckpointError: the newest checkpoint is damaged, or belongs to another model, recipe or data.
     """
+    dyn = as_dynamic(dyn)
     check_recipe(dyn, recipe, validated=val_data is not None, cost=cost)
     if checkpoint_every is not None and checkpoint_every < 1:
         raise SpecError(f"checkpoint_every is a number of steps, at least 1, got {checkpoint_every}")

@@ -19,7 +19,7 @@ from dyncompile.deploy.deployed import Deployed
 from dyncompile.errors import ContractError, DyncompileError
 from dyncompile.pipeline import call_of
 from dyncompile.policies import Sampled
-from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.model import DynamicModel, as_dynamic
 from dyncompile.runtime.steering import plan_route
 from dyncompile.state import state_tensors
 from dyncompile.verify.decisions import check_gradients, check_learned
@@ -49,6 +49,7 @@ def verify(
         ContractError: at least one invariant is broken; all are listed.
         DyncompileError: `dyn` is a deployed model.
     """
+    dyn = as_dynamic(dyn)
     if isinstance(dyn, Deployed):
         raise DyncompileError(
             "a deployed model is not checked: it has no training graph, and its weights are not its source's",

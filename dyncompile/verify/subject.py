@@ -58,7 +58,7 @@ def captured_anew(
     flat = signature.flatten(args, kwargs)
     types = [leaf.dtype for leaf in signature.leaves]
     before = [v.to(t) if isinstance(v, Tensor) else v for v, t in zip(flat, types, strict=True)]
-    program = capture(_as_captured(reference, dyn.captured), *signature.call(before))
+    program = capture(_as_captured(reference, dyn.program.captured), *signature.call(before))
     return program, program.fingerprint
 
 

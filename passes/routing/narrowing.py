@@ -55,7 +55,7 @@ def narrowed(
     for mode, part in parts.items():
         dims = facts.dims
         Resizer(part, dims.graphs[mode], dims.state, sizes).run(dims.statistics, lambda node: None)
-        graphs[mode], found = fold(part, None, tensors)
+        graphs[mode], found = fold(part, None, tensors, program.captured)
         for name, value in found.items():
             state.setdefault(name, _own(value, tensors[name]))
     return Narrowed(graphs, state)

@@ -28,7 +28,7 @@ from dyncompile.errors import DyncompileError, InputError, SpecError
 from dyncompile.policies import Learned, Policy
 from dyncompile.precision import present_dtypes
 from dyncompile.program import Route
-from dyncompile.runtime.model import DynamicModel
+from dyncompile.runtime.model import DynamicModel, as_dynamic
 from dyncompile.state import state_tensors
 from dyncompile.zoo.inputs import as_inputs
 
@@ -71,7 +71,7 @@ def export(
         ContractError: outputs differ by more than 1e-4 of the largest, or decisions do. Nothing is written.
         DyncompileError: the exporter or the runtime refuses the network, or the file cannot be written.
     """
-    target = Path(path)
+    dyn, target = as_dynamic(dyn), Path(path)
     _check(dyn, target, format)
     here = on_cpu(dyn)
     samples = batch_of(here, inputs)
@@ -115,7 +115,7 @@ def batch_of(dyn: DynamicModel, inputs: Any) -> list[Any]:
     signature = dyn.program.signature
     if inputs is None:
         program = dyn.program
-        dtypes = present_dtypes(program.graphs["eval"], state_tensors(program.state))
+        dtypes = present_dtypes(program.captured, state_tensors(program.state))
         return random_inputs(signature, 3, dtypes)
     args, kwargs = as_inputs(inputs)
     flat = signature.flatten(args, kwargs)

@@ -34,7 +34,7 @@ class Sizes:
         self, graph: fx.Graph, types: Mapping[str, Type], program: Program, constants: Constants
     ) -> None:
         self._graph, self._types, self._sized, self._constants = graph, types, program.sized, constants
-        self._dtypes = present_dtypes(graph, state_tensors(program.state))
+        self._dtypes = present_dtypes(program.captured, state_tensors(program.state))
 
     def check(self, frame: Frame, node: fx.Node) -> None:
         """Raises NeedsColumn where the size of a value depends on a choice that is not known in a frame."""
