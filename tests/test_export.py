@@ -369,6 +369,15 @@ def test_models_that_were_cast_are_exported(dtype: torch.dtype, route: bool, tmp
     dc.export(dyn, tmp_path / "x.pt2", "pt2", route=forced, inputs=torch.randn(2, 3, 8, 8, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_in_half_precision_is_no_difference(dtype: torch.dtype, tmp_path: Path) -> None:
+    dyn = copy.deepcopy(subject(handmade.resnet).dynamic("dsnet(ratios=(0.5, 1.0))")).to(dtype).eval()
+    written = dc.export(dyn, tmp_path / "x.pt2", "pt2")
+    assert written.difference < 0.05
+    with pytest.raises(ContractError, match="differs by"):
+        samples.difference([torch.ones(3, dtype=dtype)], [torch.full((3,), 1.05, dtype=dtype)])
+
+
 @pytest.mark.parametrize(
     "method", ["dsnet(ratios=(0.3, 0.6, 1.0))", "routing(connections=steps)", "resolution"]
 )

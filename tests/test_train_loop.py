@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,25 @@ def test_compiled_model_is_trained_as_what_it_wraps() -> None:
 def test_schedule(schedule: Schedule, expected: dict[int, float]) -> None:
     found = {step: rate_factor(schedule, step, 100) for step in expected}
     assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Optimization(rate=math.nan),
+        lambda: Optimization("sgd", momentum=1.0),
+        lambda: Schedule(floor=-0.1),
+        lambda: Schedule("step", factor=0.0),
+        lambda: Schedule("step", drops=(0.5, 30)),
+        lambda: plain(clip=-1.0),
+        lambda: plain(clip=math.nan),
+        lambda: plain(average=1.5),
+        lambda: dc.recipes.dsnet(target=0.5, average=-0.1),
+    ],
+)
+def test_senseless_numbers_are_refused(made: Callable[[], object]) -> None:
+    with pytest.raises(dc.SpecError, match=" got "):
+        made()
 
 
 def test_rates_are_on_record() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +118,13 @@ def train(net: nn.Module, x: Tensor, targets: Tensor) -> list[Tensor]:
         losses[-1].backward()
         optimizer.step()
     return losses
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_checkpoints_need_no_source(make: type[nn.Module], tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    dyn = dc.dynamize(make(), "lcnet", x).eval()
+    assert torch.equal(dc.load(dc.save(dyn, tmp_path))(x), dyn(x))
 
 
 @pytest.mark.parametrize("make", MAKERS)

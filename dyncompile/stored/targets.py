@@ -47,9 +47,12 @@ _WITHOUT_RULE = frozenset(
         "aten.binary_cross_entropy_with_logits.default",
         "aten.mse_loss.default",
         "aten.nll_loss_nd.default",
+        "aten.dot.default",
+        "aten.vdot.default",
     }
 )
-"""Operators that are harmless and have no rule: among them losses of models that compute their own."""
+"""Operators that are harmless and have no rule: losses of models that compute their own, and what a spectral
+norm multiplies."""
 
 
 def encode_target(target: Any) -> str:

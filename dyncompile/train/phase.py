@@ -128,8 +128,10 @@ class Optimization:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.kind not in ("sgd", "adamw") or self.rate < 0 or self.decay < 0:
+        if self.kind not in ("sgd", "adamw") or not (self.rate >= 0 and self.decay >= 0):
             raise SpecError(f"an optimization is sgd or adamw with rate and decay >= 0, got {self}")
+        if not 0 <= self.momentum < 1:
+            raise SpecError(f"momentum lies in [0, 1), got {self.momentum}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in ("cosine", "step", "constant") or not 0 <= self.warmup < 1:
             raise SpecError(f"a schedule is cosine, step or constant with warmup in [0, 1), got {self}")
+        if not (self.floor >= 0 and self.factor > 0 and all(0 <= drop <= 1 for drop in self.drops)):
+            raise SpecError(f"a schedule's floor is >= 0, its factor > 0, its drops are shares, got {self}")
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,10 @@ class Phase:
             raise SpecError(f"phase {self.name!r} needs at least one epoch and one turn")
         if self.trains not in ("all", "base", "gates", "inserted"):
             raise SpecError(f"phase {self.name!r} trains all, base, gates or inserted, not {self.trains!r}")
+        if self.clip is not None and not self.clip > 0:
+            raise SpecError(f"phase {self.name!r} clips to a norm above 0, got {self.clip}", fix="clip=None")
+        if self.average is not None and not 0 <= self.average <= 1:
+            raise SpecError(f"phase {self.name!r} averages with a decay in [0, 1], got {self.average}")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def export(
     Raises:
         SpecError: an unknown format, a model in training mode, a policy without a rule, onnx not installed.
         InputError: `inputs` do not fit the model.
-        ContractError: outputs differ by more than 1e-4 of the largest, or decisions do. Nothing is written.
+        ContractError: outputs differ by more than 1e-4 of the largest (in half precision 4 roundings), or
+            decisions do. Nothing is written.
         DyncompileError: the exporter or the runtime refuses the network, or the file cannot be written.
     """
     dyn, target = as_dynamic(dyn), Path(path)
