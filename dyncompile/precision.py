@@ -22,7 +22,7 @@ def present_dtypes(captured: Dtypes, tensors: Mapping[str, Tensor]) -> dict[torc
         captured: see `Program.captured`.
         tensors: state by name, all of it or a part.
     """
-    moves = Counter((captured[name], tensors[name].dtype) for name in captured.keys() & tensors.keys())
+    moves = Counter((dtype, tensors[name].dtype) for name, dtype in captured.items() if name in tensors)
     return dict(pair for pair, _ in reversed(moves.most_common()))
 
 
