@@ -16,13 +16,13 @@ from dyncompile.deploy.norms import fold_norms
 from dyncompile.deploy.packing import pack_bases
 from dyncompile.deploy.pieces import FORMS, Memory, Piece, Shop
 from dyncompile.deploy.regions import Regions, check_usable
-from dyncompile.errors import DyncompileError, InputError, SpecError
+from dyncompile.errors import InputError, SpecError
 from dyncompile.policies import Full, Learned, Policy, Smallest
 from dyncompile.program import Choice, Domain, Program, Route
 from dyncompile.runtime.compiled import GraphForward
 from dyncompile.runtime.model import DynamicModel, Execution, Record, as_dynamic
 from dyncompile.runtime.steering import check_names, decision_of, plan_route
-from dyncompile.state import FOLDED, holds, put_state, state_tensors
+from dyncompile.state import FOLDED, put_state, state_tensors
 from dyncompile.variants import at, columns_of
 
 BackendName = Literal["eager", "inductor"]
@@ -190,17 +190,7 @@ class Deployed(DynamicModel):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As of any module, for what a deployed model saved; what was made of the old weights is made anew.
-
-        Raises:
-            DyncompileError: the state is that of a model that is not deployed: no norm is folded into it.
-        """
-        if holds(self.program.state, FOLDED) and FOLDED not in state_dict:
-            raise DyncompileError(
-                "this is the state of a model that is not deployed: no norm is folded into its weights",
-                where=type(self).__name__,
-                fix="load it into the dynamic model, and deploy that anew",
-            )
+        """As of any dynamic model; what was made of the old weights is made anew."""
         found = super().load_state_dict(state_dict, strict, assign)
         self._forget()
         return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dyncompile.cost import parameter_costs
-from dyncompile.errors import RouteError, SpecError
+from dyncompile.errors import DyncompileError, RouteError, SpecError
 from dyncompile.exits import without_exits
 from dyncompile.gate import without_gates
 from dyncompile.hub import Pretrained
@@ -38,7 +38,7 @@ from dyncompile.runtime.steering import (
     plan_route,
     runs_masked,
 )
-from dyncompile.state import GATES
+from dyncompile.state import FOLDED, GATES, holds
 from dyncompile.torchlib import untraced
 from dyncompile.variants import at, columns_of, copy_program
 
@@ -91,6 +91,24 @@ class DynamicModel(Pretrained, Described):
     def _compiled(self, graph: fx.Graph, name: str, state: nn.Module) -> GraphForward:
         """How the graphs that evaluation runs become functions."""
         return compile_graph(graph, name, state)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As of any module, between models that are both deployed or both are not.
+
+        Raises:
+            DyncompileError: norms are folded into the state's weights, and not into the model's, or the other
+                way round. Nothing is loaded.
+        """
+        if holds(self.program.state, FOLDED) != (FOLDED in state_dict):
+            given = "deployed" if FOLDED in state_dict else "not deployed"
+            raise DyncompileError(
+                f"this is the state of a model that is {given}: norms are folded into one of the two",
+                where=type(self).__name__,
+                fix="load it into a model like the one that it is of; deploy a dynamic model anew",
+            )
+        return super().load_state_dict(state_dict, strict, assign)
 
     # -- running ------------------------------------------------------------------------------
 
