@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dyncompile as dc
+from benchmarks.memory import keep_memory
 from benchmarks.record import write
 from dyncompile import zoo
 from dyncompile.deploy import Deployed
@@ -33,6 +34,7 @@ def run() -> dict[str, Any]:
     """Time of forced uniform mixtures over the ideal, and of the predictor over the network."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    keep_memory()
     source = zoo.load(MODEL)
     dyn = dc.dynamize(source.model, f"resolution(sizes={SIZES})", source.args).eval()
     subject = Subject(

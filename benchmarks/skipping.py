@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 import dyncompile as dc
-from benchmarks.memory import keep_memory
 from benchmarks.sweep import Place, Sweep
 from dyncompile import zoo
 from dyncompile.latency import Times, time_in_turns
@@ -94,7 +93,6 @@ def _line(found: Mapping[str, Any]) -> str:
 
 def _placed(part: Part) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Rows of a part by model, label and part."""
-    keep_memory()
     for label, found in _measure(part).items():
         yield (part.model, f"{label}, {part.where}"), found
 

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from benchmarks.memory import keep_memory
 from benchmarks.record import read, write
 
 Step = TypeVar("Step")
@@ -62,6 +63,7 @@ class Sweep(Generic[Step]):
 
     def _filled(self, figures: Figures, steps: Sequence[Step]) -> Figures:
         torch.set_num_threads(1)
+        keep_memory()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for step in steps:
