@@ -221,7 +221,7 @@ def _describe(dyn: DynamicModel, folder: Path, source: str | None, weights: str)
         "source": source,
         "inputs": describe_inputs(dyn.program.signature),
         "history": list(dyn.history),
-        "fingerprint": dyn.program.fingerprint_in(dyn.program.captured),
+        "fingerprint": dyn.program.captured_fingerprint,
         "weights": weights,
         "graph": graph,
         "sizes": sizes_of(dyn.program) if graph else [],

@@ -285,10 +285,15 @@ class Program:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over both listings, the inputs, the choices and the state's names, shapes and types."""
-        return self.fingerprint_in({})
+        return self._fingerprint({})
 
-    def fingerprint_in(self, dtypes: Mapping[str, torch.dtype]) -> str:
-        """The fingerprint with some of the state, by name, in other types than it has."""
+    @property
+    def captured_fingerprint(self) -> str:
+        """The fingerprint before any cast of the state."""
+        return self._fingerprint(self.captured)
+
+    def _fingerprint(self, dtypes: Dtypes) -> str:
+        """The fingerprint with state by name in other types than it has."""
         digest = hashlib.sha256()
         for leaf in self.signature.leaves:
             digest.update(repr(leaf).encode())

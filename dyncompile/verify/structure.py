@@ -13,7 +13,7 @@ def check_replay(subject: Subject, seed: int) -> Check:
     """Replaying the history on the source gives the same program; specs read back as the passes they are."""
     passes = [parse_spec(spec) for spec in subject.dyn.history]
     again = apply_passes(subject.source[0], passes)
-    same = again.fingerprint == subject.dyn.program.fingerprint_in(subject.dyn.program.captured)
+    same = again.fingerprint == subject.dyn.program.captured_fingerprint
     specs = all(spec_of(one) == spec for one, spec in zip(passes, subject.dyn.history, strict=True))
     return Check("replay and specs", same and specs, detail=" | ".join(subject.dyn.history))
 
