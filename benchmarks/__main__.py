@@ -1,15 +1,16 @@
-"""``python -m benchmarks [--missing] [NAME ...]``: run benchmarks, print figures, write their results.
+"""``python -m benchmarks [--missing] [--beside] [NAME ...]``: run benchmarks, print figures, write results.
 
 These are ``benchmarks/results/*.json``. With ``--missing``, benchmarks that can go on from the results that
-there are do; without a name these alone run then.
+there are do; without a name these alone run then. With ``--beside``, results of speed on this processor are
+kept beside those on others, in ``benchmarks/results/processors``.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import track
 
@@ -32,6 +33,7 @@ from benchmarks import (
     widths,
 )
 from benchmarks.multiscale import report as multiscale
+from benchmarks.record import BESIDE
 
 BENCHMARKS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "demo": demo.run,
@@ -67,23 +69,33 @@ MISSING: Mapping[str, Callable[[], dict[str, Any]]] = {
 }
 """How a benchmark goes on from the results that there are."""
 
+SPEED = ("deployment", "skipping", "resolution")
+"""What is compared between processors."""
 
-def main(names: list[str]) -> int:
-    """Run the named benchmarks, without a name all that are not long. Returns the exit status."""
-    only_missing = "--missing" in names
-    names = [name for name in names if name != "--missing"] or list(MISSING if only_missing else BENCHMARKS)
-    known = {**BENCHMARKS, **LONG, **(MISSING if only_missing else {})}
-    unknown = sorted(set(names) - set(known))
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="all that are not long, if left out")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="go on from the results that there are")] = False,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="speed on this processor, kept beside that on others")
+    ] = False,
+) -> None:
+    """Run benchmarks, print their figures, write their results."""
+    known = {**BENCHMARKS, **LONG, **(MISSING if missing else {})}
+    usual = list(MISSING if missing else BENCHMARKS)
+    if beside:
+        usual, known = list(SPEED), {name: known[name] for name in SPEED}
+    unknown = sorted(set(names or ()) - set(known))
     console = Console()
     if unknown:
         console.print(f"no benchmark is named {', '.join(unknown)}; there are {', '.join(known)}")
-        return 2
-    for name in track(names, description="benchmarks", console=Console(stderr=True)):
+        raise typer.Exit(2)
+    BESIDE.set(beside)
+    for name in track(names or usual, description="benchmarks", console=Console(stderr=True)):
         console.rule(name)
         for label, figure in known[name]().items():
             console.print(f"{label}: {figure}", highlight=False)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    typer.run(main)

@@ -6,12 +6,15 @@ import json
 import os
 import platform
 import re
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+BESIDE = ContextVar("BESIDE", default=False)
+"""Results go to a folder of this processor, beside those that are there."""
 
 
 def machine() -> dict[str, Any]:
@@ -32,15 +35,22 @@ def _processor() -> str:
     return named[1].strip() if named else platform.machine()
 
 
+def folder() -> Path:
+    """Where results are: ``results``, or with `BESIDE` ``results/processors/NAME``."""
+    if not BESIDE.get():
+        return RESULTS
+    return RESULTS / "processors" / re.sub(r"\W+", "-", re.sub(r"\(\w+\)", "", _processor())).lower()
+
+
 def read(name: str, key: str) -> Any:
-    """What ``results/NAME.json`` holds under `key` so far; an empty dict without results."""
-    path = RESULTS / f"{name}.json"
+    """What the results' ``NAME.json`` holds under `key` so far; an empty dict without results."""
+    path = folder() / f"{name}.json"
     return json.loads(path.read_text())[key] if path.exists() else {}
 
 
 def write(name: str, content: dict[str, Any]) -> Path:
-    """Write ``results/NAME.json`` with the machine's facts; returns its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    """Write the results' ``NAME.json`` with the machine's facts; returns its path."""
+    path = folder() / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1, sort_keys=True) + "\n")
     return path

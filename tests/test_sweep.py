@@ -82,3 +82,16 @@ def test_results_on_file_are_found(sweep: Sweep[Any], file: Path, monkeypatch: p
     monkeypatch.setitem(vars(sweep), "measure", lambda step: measured.append(step) or [])
     sweep.missing()
     assert measured == plan[-1:]
+
+
+def test_another_processor_has_a_folder_of_its_own(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "_processor", lambda: "Any(R) Brand(TM) 7 @ 2.0GHz")
+    record.write("x", {"models": 1})
+    token = record.BESIDE.set(True)
+    try:
+        assert record.read("x", "models") == {}
+        beside = record.write("x", {"models": 2})
+    finally:
+        record.BESIDE.reset(token)
+    assert beside == file.parent / "processors" / "any-brand-7-2-0ghz" / "x.json"
+    assert (record.read("x", "models"), json.loads(beside.read_text())["models"]) == (1, 2)

@@ -43,6 +43,7 @@ RENDERERS: Mapping[str, Callable[[Path], str]] = {
     "scaling": scaling.render,
     "deployment": deployment.render,
     "speed": highlights.render_speed,
+    "processors": highlights.render_processors,
     "accuracy": highlights.render_accuracy,
     "widths": widths.render,
     "skipping": routes.render_skipping,

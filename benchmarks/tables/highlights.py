@@ -35,6 +35,25 @@ def render_speed(results: Path) -> str:
     return block(table(heads, rows), note, commands)
 
 
+def render_processors(results: Path) -> str:
+    """The same cases on every processor that there are results of."""
+    folders = [results, *sorted(path for path in (results / "processors").glob("*") if path.is_dir())]
+    by_processor = {
+        read(folder, "skipping")["machine"]["processor"]: {
+            name: (macs, f"{source}, {own}")
+            for name, macs, source, own in (*_widths(folder), *_skips(folder), *_sizes(folder))
+        }
+        for folder in folders
+    }
+    first = next(iter(by_processor.values()))
+    rows = [
+        (name, macs, *(cases[name][1] if name in cases else "-" for cases in by_processor.values()))
+        for name, (macs, _) in first.items()
+    ]
+    note = "CPU time over the source's, and over that of the same model at full capacity, as in the README."
+    return block(table(("deployed", "MACs", *by_processor), rows), note, "`python -m benchmarks --beside`.")
+
+
 def _widths(results: Path) -> Iterator[tuple[str, ...]]:
     for model, parts in read(results, "deployment")["models"].items():
         row = parts.get("width, batch 1", {}).get("0.5")
