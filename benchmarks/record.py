@@ -35,11 +35,16 @@ def _processor() -> str:
     return named[1].strip() if named else platform.machine()
 
 
+def plain(processor: str) -> str:
+    """A processor's name without marks: Intel Xeon, not Intel(R) Xeon(R) Processor."""
+    return re.sub(r"\(\w+\)| Processor$", "", processor)
+
+
 def folder() -> Path:
     """Where results are: ``results``, or with `BESIDE` ``results/processors/NAME``."""
     if not BESIDE.get():
         return RESULTS
-    return RESULTS / "processors" / re.sub(r"\W+", "-", re.sub(r"\(\w+\)", "", _processor())).lower()
+    return RESULTS / "processors" / re.sub(r"\W+", "-", plain(_processor())).lower()
 
 
 def read(name: str, key: str) -> Any:

@@ -180,6 +180,22 @@ def test_realized_savings_by_rate(tmp_path: Path) -> None:
     assert cells(lines[3]) == ["`timm:x`, batch 1", "-", "-", "70 % / 90 % (1.25)", "-", "-"]
 
 
+def test_processors_stand_side_by_side(tmp_path: Path) -> None:
+    width = {"width, batch 1": {"0.5": {"macs": 0.5, "real": RATIO, "own": {**RATIO, "median": 0.75}}}}
+    files = {"deployment": {"models": {"timm:x": width}}, "skipping": {"models": {}}}
+    files["resolution"] = {"model": "timm:x", "batches": {}}
+    beside = tmp_path / "processors" / "other"
+    beside.mkdir(parents=True)
+    for folder, name in ((tmp_path, "One"), (beside, "Other")):
+        for file, content in files.items():
+            machine = {**MACHINE, "processor": name}
+            (folder / f"{file}.json").write_text(json.dumps({"machine": machine, **content}))
+        width["width, batch 1"].clear()
+    lines = RENDERERS["processors"](tmp_path).splitlines()
+    assert cells(lines[0]) == ["deployed", "MACs", "One", "Other"]
+    assert cells(lines[2]) == ["`timm:x` at width 0.5, batch 1", "50.0 %", "1.25 ± 0.25, 0.75 ± 0.25", "-"]
+
+
 def test_other_tables(tmp_path: Path) -> None:
     mixed = {"full, batch 8": TIME, "together, batch 8": TIME}
     lines = rendered("routing", {"models": {"timm:x": mixed}, "method": "m"}, tmp_path)

@@ -23,7 +23,6 @@ from benchmarks.tables.runs import HALF, fashion_runs
 
 def render_speed(results: Path) -> str:
     """One line per kind of decision: MACs and CPU time over the source's, from the long tables."""
-    rows = [*_widths(results), *_skips(results), *_sizes(results)]
     note = (
         "CPU time, one thread: medians of interleaved runs ± half the distance of the quartiles. Routes are "
         "set, and what decides is asked all the same: its MACs and its time are in the figures. Width 0.5: "
@@ -32,29 +31,15 @@ def render_speed(results: Path) -> str:
     )
     commands = "`python -m benchmarks deployment`, `skipping` and `resolution`."
     heads = ("deployed", "MACs", "time over the source's", "over its own at full capacity")
-    return block(table(heads, rows), note, commands)
+    return block(table(heads, speed_rows(results)), note, commands)
 
 
-def render_processors(results: Path) -> str:
-    """The same cases on every processor that there are results of."""
-    folders = [results, *sorted(path for path in (results / "processors").glob("*") if path.is_dir())]
-    by_processor = {
-        read(folder, "skipping")["machine"]["processor"]: {
-            name: (macs, f"{source}, {own}")
-            for name, macs, source, own in (*_widths(folder), *_skips(folder), *_sizes(folder))
-        }
-        for folder in folders
-    }
-    first = next(iter(by_processor.values()))
-    rows = [
-        (name, macs, *(cases[name][1] if name in cases else "-" for cases in by_processor.values()))
-        for name, (macs, _) in first.items()
-    ]
-    note = "CPU time over the source's, and over that of the same model at full capacity, as in the README."
-    return block(table(("deployed", "MACs", *by_processor), rows), note, "`python -m benchmarks --beside`.")
+def speed_rows(results: Path) -> list[tuple[str, str, str, str]]:
+    """Case, MACs, time over the source's and over its own at full capacity."""
+    return [*_widths(results), *_skips(results), *_sizes(results)]
 
 
-def _widths(results: Path) -> Iterator[tuple[str, ...]]:
+def _widths(results: Path) -> Iterator[tuple[str, str, str, str]]:
     for model, parts in read(results, "deployment")["models"].items():
         row = parts.get("width, batch 1", {}).get("0.5")
         if row is not None:
@@ -62,7 +47,7 @@ def _widths(results: Path) -> Iterator[tuple[str, ...]]:
             yield name, percent(row["macs"], 1), times(row["real"]), times(row["own"])
 
 
-def _skips(results: Path) -> Iterator[tuple[str, ...]]:
+def _skips(results: Path) -> Iterator[tuple[str, str, str, str]]:
     for model, parts in read(results, "skipping")["models"].items():
         for batch in (1, 8):
             row = parts.get(f"decide, skip 50%, batch {batch}, deployed")
@@ -71,12 +56,12 @@ def _skips(results: Path) -> Iterator[tuple[str, ...]]:
                 yield name, percent(row["macs"], 1), times(row["time"]["cpu"]), times(row["own"]["cpu"])
 
 
-def _sizes(results: Path) -> Iterator[tuple[str, ...]]:
+def _sizes(results: Path) -> Iterator[tuple[str, str, str, str]]:
     found = read(results, "resolution")
     for batch, row in found["batches"].items():
         name = f"{short(found['model'])}, a third of the images at each of three sizes, batch {batch}"
-        ratios = (times(row[f"decided_over_{base}"]["cpu"]) for base in ("source", "native"))
-        yield name, percent(row["macs_of_decided"], 1), *ratios
+        source, own = (times(row[f"decided_over_{base}"]["cpu"]) for base in ("source", "native"))
+        yield name, percent(row["macs_of_decided"], 1), source, own
 
 
 def render_accuracy(results: Path) -> str:

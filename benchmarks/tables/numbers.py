@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.fashion.summary import COLUMNS, Result
 from benchmarks.tables.markdown import percent, read
+from benchmarks.tables.processors import processors
 from benchmarks.tables.runs import HALF, fashion_runs
 
 
@@ -68,6 +69,15 @@ def _asked(results: Path) -> str:
     return percent(max(row["own"]["cpu"]["median"] - 1 for row in _skipping("deployed", "gates", results)))
 
 
+def _sizes_mixed(results: Path) -> str:
+    """Time of a batch of 32 of three sizes over the source's, by processor."""
+    found = {
+        name: read(folder, "resolution")["batches"]["32"] for name, folder in processors(results).items()
+    }
+    ratios = (f"{row['decided_over_source']['cpu']['median']:.2f} on {name}" for name, row in found.items())
+    return ", ".join(ratios)
+
+
 NUMBERS: Mapping[str, Callable[[Path], str]] = {
     "models": lambda results: str(len(read(results, "coverage")["models"])),
     "hostile-files": lambda results: f"{read(results, 'fuzz')['inputs']:,}",
@@ -80,6 +90,7 @@ NUMBERS: Mapping[str, Callable[[Path], str]] = {
     "skipped-deployed": partial(_saved, "deployed"),
     "skipped-plain": partial(_saved, "plain"),
     "gates-deployed": _asked,
+    "sizes-32": _sizes_mixed,
     "basis-layers-1": partial(_layers, 1),
     "basis-layers-32": partial(_layers, 32),
 }
