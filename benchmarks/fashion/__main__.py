@@ -21,7 +21,8 @@ from benchmarks.fashion.methods import EFFORTS, METHODS, SEEDS, quick
 from benchmarks.fashion.protocol import Run, execute
 from dyncompile.errors import DyncompileError
 
-_COLUMNS = 120
+_WIDEST = 500
+"""Columns that the table may take; a narrower terminal wraps its lines."""
 
 
 def main(
@@ -54,8 +55,10 @@ def main(
 def _report(folder: Path) -> None:
     """Everything that is there so far, not these runs alone."""
     results, console = summary.read(folder), Console()
-    console.width = max(console.width, _COLUMNS)
-    console.print(summary.table(results))
+    table = summary.table(results)
+    needed = console.measure(table, options=console.options.update_width(_WIDEST)).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
     console.print(summary.NOTES, highlight=False)
     for path in plot.write_all(results, folder):
         console.print(f"figure: {path}", markup=False, highlight=False)
