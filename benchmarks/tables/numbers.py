@@ -50,10 +50,11 @@ def _layers(batch: int, results: Path) -> str:
 
 
 def _skipping(kind: str, label: str, results: Path) -> list[dict[str, Any]]:
-    """The rows of a kind of model whose label begins so, those with nothing skipped apart."""
+    """Rows whose label begins so of a kind of model, on any processor; those with nothing skipped apart."""
     return [
         row
-        for by_row in read(results, "skipping")["models"].values()
+        for folder in processors(results).values()
+        for by_row in read(folder, "skipping")["models"].values()
         for name, row in by_row.items()
         if name.startswith(label) and name.endswith(kind) and not name.startswith("skip 0%")
     ]
