@@ -10,9 +10,11 @@ from benchmarks.tables.markdown import block, read, table
 
 
 def processors(results: Path) -> dict[str, Path]:
-    """Name -> folder of results, that of all the other results first."""
-    folders = [results, *sorted((results / "processors").glob("*"))]
-    return {plain(read(one, "resolution")["machine"]["processor"]): one for one in folders}
+    """Name -> folder of results, that of all the other results first; of one name, the first of them."""
+    found: dict[str, Path] = {}
+    for folder in (results, *sorted((results / "processors").glob("*"))):
+        found.setdefault(plain(read(folder, "resolution")["machine"]["processor"]), folder)
+    return found
 
 
 def render(results: Path) -> str:
