@@ -78,7 +78,7 @@ def outcome(**changes: Any) -> dict[str, Any]:
 
 def rendered(name: str, content: dict[str, Any], folder: Path, file: str = "") -> list[str]:
     path = folder / f"{file or name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": MACHINE, **content}))
     return RENDERERS[name](folder).splitlines()
 
@@ -273,6 +273,13 @@ def test_accuracies_are_means_over_seeds(tmp_path: Path) -> None:
     assert cells(lines[2])[-3:] == ["2.50", "1.50", "1.50"]
     assert "resnet `dsnet` 50 % (0)" in lines[-3]
     assert "vit `dsnet` 50 % (2)" in lines[-3]
+    run["speed"] = {
+        f"{kind}, batch {batch}": {"cpu": {"median": value}}
+        for kind, value in (("dynamic, deployed", 0.5), ("static", 0.25))
+        for batch in (1, 32)
+    }
+    lines = rendered("text", run, tmp_path, "text/long/minilm-s0")
+    assert cells(lines[2])[-4:] == ["0.50", "0.50", "0.25", "0.25"]
     one = {
         "fixed": [
             {"label": "32", "share": 0.3, "accuracy": 0.6},

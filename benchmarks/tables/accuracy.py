@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from benchmarks.tables.markdown import MissingResult, block, percent, source, ta
 from benchmarks.tables.runs import HALF, fashion_runs, read_runs
 
 _CONTROLS = ("MACs", "dynamic", "random", "fixed", "static", "taught", "source", "full")
-_RATIOS = ("parameters", "time, 1", "time, 256")
+_Figures = Mapping[str, Callable[[Result], float]]
+_RATIOS: _Figures = {name: COLUMNS[name] for name in ("parameters", "time, 1", "time, 256")}
+_TIMES: _Figures = {
+    f"{title}, {batch}": lambda run, timed=f"{kind}, batch {batch}": run["speed"][timed]["cpu"]["median"]
+    for title, kind in (("time", "dynamic, deployed"), ("static", "static"))
+    for batch in (1, 32)
+}
 NOTES = """\
 Test accuracy in percent, means over seeds ± standard deviation. Random: the same routes dealt to other
 samples; fixed: one route for all samples, interpolated at the same MACs; taught: a static network that learns
@@ -119,20 +125,23 @@ def render_text(results: Path) -> str:
     folders = sorted(path for path in (results / "text").glob("*") if any(path.glob("*.json")))
     if not folders:
         raise MissingResult(f"{results / 'text'} holds no results: run `make text`")
-    note = NOTES.format(static="the first three layers, half of the MACs, in every row")
-    return block(*(_per_run(read_runs(folder, "make text"), "make text", note) for folder in folders))
+    notes = (
+        NOTES.format(static="the first three layers, half of the MACs, in every row"),
+        "Time: the dynamic model's CPU time over the source's, deployed, at batch 1 and 32, and that of the "
+        "static network.",
+    )
+    runs = (read_runs(folder, "make text") for folder in folders)
+    return block(*(_per_run(found, "make text", *notes, ratios=_TIMES) for found in runs))
 
 
-def _per_run(
-    runs: Mapping[Key, Sequence[Result]], command: str, *notes: str, ratios: Sequence[str] = ()
-) -> str:
+def _per_run(runs: Mapping[Key, Sequence[Result]], command: str, *notes: str, ratios: _Figures) -> str:
     """One row per network, method and target."""
     rows = (
         (
             f"{network}, `{method}`, {100 * target:g} %",
             str(len(found)),
             *(spread([100 * COLUMNS[column](run) for run in found]) for column in _CONTROLS),
-            *(ratio([COLUMNS[column](run) for run in found]) for column in ratios),
+            *(ratio([figure(run) for run in found]) for figure in ratios.values()),
         )
         for (network, method, target), found in runs.items()
     )
